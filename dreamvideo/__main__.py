@@ -1,0 +1,7 @@
+"""`python -m dreamvideo`."""
+
+from dreamvideo.cli import main
+
+__all__: list[str] = []
+
+main()

@@ -1,0 +1,160 @@
+"""A concept in one file: named adapter sets and all that is needed to use them, as safetensors.
+
+Tensors are named `path.port.name`. The header holds one entry, `dreamvideo`, a JSON object with sorted keys, so
+that equal contents are equal bytes. Loading runs no code and needs no other file.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dreamvideo.adapters.bottleneck import Bottleneck
+from dreamvideo.adapters.graft import AdapterSet, Kind, Site
+from dreamvideo.adapters.weight import Weight
+from dreamvideo.adapters.words import Word
+from dreamvideo.errors import BadFile
+from dreamvideo.files import whole
+
+__all__ = ["ConceptFile", "Meta", "Sampling", "load", "read_meta", "save"]
+
+FORMAT = "dreamvideo-1"
+HEADER = "dreamvideo"
+
+KINDS: dict[str, type[Kind]] = {kind.label: kind for kind in (Bottleneck, Word)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a concept wants to be sampled, unless its user says otherwise."""
+
+    noise_offset: float = 0.0
+    """Strength of the offset noise that it was learned with."""
+    appearance: tuple[float, float] = (1.0, 0.0)
+    """Strength of appearance guidance in the conditional and the unconditional branch."""
+    weight: Weight = field(default_factory=Weight)
+    """Factor on its deltas."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a concept file says of itself."""
+
+    name: str
+    """Of the concept; `<name>` is its learned word, if it has one."""
+    role: str
+    """`subject` or `motion`."""
+    word: str | None = None
+    """The class word of a subject."""
+    caption: str | None = None
+    """The caption of a motion's clips."""
+    family: str
+    """Of the base."""
+    base: str
+    """Name, hub id or folder name of the base."""
+    fingerprint: tuple[float, ...] = ()
+    """A few weights of the base, so that another base is noticed whatever its name."""
+    licence: str | None = None
+    """Of the base; it holds for what is learned from it."""
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The method's fields."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Stage -> steps done."""
+    recipe: str | None = None
+    """Hash of the resolved recipe."""
+    sampling: Sampling = field(default_factory=Sampling)
+    created_by: str
+
+
+@dataclass(frozen=True)
+class ConceptFile:
+    """A learned concept: what `learn` returns and `generate` takes."""
+
+    meta: Meta
+    sets: Mapping[str, AdapterSet]
+    path: Path | None = None
+
+
+def save(path: str | Path, concept: ConceptFile) -> None:
+    """Write a concept, whole or not at all; equal concepts give equal bytes.
+
+    Raises:
+        BadFile: two sets claim the same tensor name.
+    """
+    tensors = {}
+    for adapters in concept.sets.values():
+        for name, tensor in adapters.state_dict().items():
+            if name in tensors:
+                raise BadFile(f"{path}: two sets claim the tensor {name}")
+            tensors[name] = tensor.cpu().contiguous()
+    described = {
+        name: {
+            "kind": adapters.kind.label,
+            "options": asdict(adapters.kind),  # type: ignore[call-overload]
+            "sites": [asdict(site) for site in adapters.sites],
+        }
+        for name, adapters in concept.sets.items()
+    }
+    header = {"format": FORMAT, "sets": described, **asdict(concept.meta)}
+    with whole(path) as draft:
+        save_file(tensors, draft, metadata={HEADER: json.dumps(header, sort_keys=True)})
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+    except FileNotFoundError as error:
+        raise BadFile(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise BadFile(f"{path}: not a safetensors file, or only a part of one ({error})") from error
+    if text is None:
+        raise BadFile(f"{path}: not a concept of ours; `dreamvideo convert` reads other formats")
+    header = json.loads(text)
+    if header.pop("format") != FORMAT:
+        raise BadFile(f"{path}: made by a newer version of dreamvideo; update to read it")
+    return header
+
+
+def read_meta(path: str | Path) -> tuple[Meta, dict[str, Any]]:
+    """What a file says of itself, and its sets as plain data (`kind`, `options`, `sites`), without its tensors.
+
+    Raises:
+        BadFile: not a concept file, broken, or of a newer format.
+    """
+    header = _header(Path(path))
+    sets = header.pop("sets")
+    try:
+        return pydantic.TypeAdapter(Meta).validate_python(header), sets
+    except pydantic.ValidationError as error:
+        raise BadFile(f"{path}: its header is broken: {error.errors()[0]['msg']}") from error
+
+
+def load(path: str | Path) -> ConceptFile:
+    """Read a concept.
+
+    Raises:
+        BadFile: as `read_meta`; or tensors and header disagree: nothing matched, one missing or one too many.
+    """
+    path = Path(path)
+    meta, described = read_meta(path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    sets = {}
+    for name, parts in described.items():
+        if parts["kind"] not in KINDS:
+            raise BadFile(f"{path}: adapters of kind {parts['kind']!r} are unknown to this version of dreamvideo")
+        kind = pydantic.TypeAdapter(KINDS[parts["kind"]]).validate_python(parts["options"])
+        adapters = AdapterSet(kind, [Site(**site) for site in parts["sites"]])
+        own = {key: tensors.pop(key) for key in adapters.state_dict() if key in tensors}
+        adapters.load_state_dict(own)
+        sets[name] = adapters.requires_grad_(False)
+    if tensors or not sets:
+        raise BadFile(f"{path}: {len(tensors)} tensors belong to no set in its header")
+    return ConceptFile(meta, sets, path)

@@ -1,0 +1,214 @@
+"""Stock modules re-typed in place, so that adapters can be grafted on without renaming a key.
+
+A ported class is a subclass of the stock class *with the same name* (diffusers finds modules by class name).
+Opening sets `module.__class__`, closing sets it back. A ported module has `grafts`, a list of grafts for each of
+its ports, and `givens`, what the current call is given. With no grafts it computes, bit for bit, what the stock
+module computes.
+
+The residual ports of a transformer block follow the official DreamVideo code: an adapter reads the
+un-normalised residual stream x and its delta is added to the stream,
+
+    parallel:  y = x + branch(LN(x)) + delta(x)
+    serial:    y = x + branch(LN(x)),  y + delta(y)
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock as StockTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D as StockResnetBlock
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dreamvideo.errors import Unsupported
+
+__all__ = [
+    "BasicTransformerBlock",
+    "Condition",
+    "Embedding",
+    "Givens",
+    "Graft",
+    "ResnetBlock2D",
+    "close_ports",
+    "open_ports",
+    "rematerialised",
+]
+
+
+class Condition(NamedTuple):
+    """What appearance guidance gives to adapters."""
+
+    appearance: Tensor  # (B, 1, D) image vectors, B the batch of the denoiser or 1
+    strength: Tensor  # (B, 1, 1) or (1, 1, 1), the factor lambda on the condition layer's output
+
+
+class Givens:
+    """What one call of a base is given beside its inputs; one object a base, shared by all its ports."""
+
+    def __init__(self) -> None:
+        self.condition: Condition | None = None
+        self.bypass_time = False
+        self.rematerialise = False
+
+    @contextmanager
+    def using(self, **values: Any) -> Iterator[None]:
+        """Set some of the fields for the length of a block."""
+        before = {name: vars(self)[name] for name in values}
+        vars(self).update(values)
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+
+class Graft(nn.Module):
+    """An adapter module on a port: its weight, and whether it reads the branch's input or its output."""
+
+    scale: Tensor
+
+    def __init__(self, adapter: nn.Module, *, serial: bool) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.serial = serial
+        # A buffer, because a Python number would cost a compiled graph for every new value.
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+
+def rematerialised(givens: Givens, function: Any, *args: Any) -> Any:
+    """`function(*args)`, keeping no activations for the backward pass where the givens ask for that."""
+    if givens.rematerialise and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
+
+
+class BasicTransformerBlock(StockTransformerBlock):
+    """diffusers' transformer block with a port on each residual branch."""
+
+    stock: ClassVar[type[nn.Module]] = StockTransformerBlock
+    ports: ClassVar[tuple[str, ...]] = ("attn1", "attn2", "ff")
+    givens: Givens
+    grafts: nn.ModuleDict
+
+    @staticmethod
+    def check(block: StockTransformerBlock) -> None:
+        """Refuse a block whose computation differs from the one that `branches` restates."""
+        if block.norm_type != "layer_norm":
+            raise Unsupported(f"transformer blocks with norm_type {block.norm_type!r} have no ports, only layer_norm")
+        if "fuser" in block._modules:
+            raise Unsupported("transformer blocks with a GLIGEN fuser have no ports")
+        if block._chunk_size is not None:
+            raise Unsupported("feed-forward chunking hides the ports; disable it first")
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        # The condition is read here, once, and handed on: read inside the rematerialised part, a second forward
+        # before the backward pass would change it silently.
+        return rematerialised(
+            self.givens,
+            self.branches,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            encoder_attention_mask,
+            cross_attention_kwargs or {},
+            self.givens.condition,
+        )
+
+    def branches(
+        self,
+        x: Tensor,
+        text: Tensor | None,
+        mask: Tensor | None,
+        text_mask: Tensor | None,
+        options: dict[str, Any],
+        given: Condition | None,
+    ) -> Tensor:
+        """The three residual branches, each through its port."""
+        own_text = text if self.only_cross_attention else None
+        branch = self.attn1(self.placed(self.norm1(x)), own_text, mask, **options)
+        x = self.port("attn1", x, branch, given)
+        if self.attn2 is not None:
+            branch = self.attn2(self.placed(self.norm2(x)), text, text_mask, **options)
+            x = self.port("attn2", x, branch, given)
+        return self.port("ff", x, self.ff(self.norm3(x)), given)
+
+    def placed(self, x: Tensor) -> Tensor:
+        return x if self.pos_embed is None else self.pos_embed(x)
+
+    def port(self, name: str, x: Tensor, branch: Tensor, given: Condition | None) -> Tensor:
+        """x + branch + the grafts' deltas. Deltas are summed, so the order of grafts means nothing."""
+        y = result = branch + x
+        for graft in self.grafts[name]:
+            result = result + graft.scale * graft.adapter(y if graft.serial else x, given)
+        return result
+
+
+class ResnetBlock2D(StockResnetBlock):
+    """diffusers' residual block, rematerialised where the givens ask for that."""
+
+    stock: ClassVar[type[nn.Module]] = StockResnetBlock
+    ports: ClassVar[tuple[str, ...]] = ()
+    givens: Givens
+
+    def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
+        return rematerialised(self.givens, super().forward, input_tensor, temb)
+
+
+class Embedding(nn.Embedding):
+    """A token embedding that also holds learned words: id `num_embeddings + i` is the i-th grafted vector."""
+
+    stock: ClassVar[type[nn.Module]] = nn.Embedding
+    ports: ClassVar[tuple[str, ...]] = ("word",)
+    grafts: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        vectors = [graft.scale * graft.adapter.vectors for graft in self.grafts["word"]]
+        known = super().forward(input.clamp(max=self.num_embeddings - 1))
+        if not vectors:
+            return known
+        learned = torch.cat(vectors).to(known.dtype)[(input - self.num_embeddings).clamp(min=0)]
+        return torch.where((input >= self.num_embeddings)[..., None], learned, known)
+
+
+def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Module]]) -> None:
+    """Re-type every module of `model` whose exact class is the stock of one of the ported `classes`.
+
+    Raises:
+        Unsupported: a hook replaced `forward` on a module, which would bypass the ports, or a transformer block
+            computes something that its ported class does not.
+    """
+    ported: Mapping[type[nn.Module], Any] = {kind.stock: kind for kind in classes}  # type: ignore[attr-defined]
+    for path, module in model.named_modules():
+        kind = ported.get(type(module))
+        if kind is None:
+            continue
+        if "forward" in vars(module):
+            raise Unsupported(f"{path}: a hook replaced its forward; build the base before compiling or offloading")
+        if kind is BasicTransformerBlock:
+            kind.check(module)
+        module.__class__ = kind
+        module.givens = givens  # type: ignore[assignment]
+        if kind.ports:
+            module.grafts = nn.ModuleDict({port: nn.ModuleList() for port in kind.ports})
+
+
+def close_ports(model: nn.Module, classes: Iterable[type[nn.Module]]) -> None:
+    """Undo `open_ports`: stock classes, no trace."""
+    ported = tuple(classes)
+    for module in model.modules():
+        if type(module) in ported:
+            module.__class__ = type(module).stock  # type: ignore[attr-defined]
+            del module.givens
+            if "grafts" in module._modules:
+                del module.grafts

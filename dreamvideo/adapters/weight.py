@@ -1,0 +1,59 @@
+"""How much of a concept takes part in sampling: one number, or a schedule over the denoising steps."""
+
+from dataclasses import dataclass
+
+from dreamvideo.errors import BadInput
+
+__all__ = ["Weight"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A factor on a concept's deltas, as a function of progress in [0, 1] from the first denoising step to the last.
+
+    Written as text: `0.8` is constant; `0.4..0.8` rises evenly; `0.4@0,0.8@0.1` holds each value from the given
+    progress on (CustomCrafter's dynamic weights are of this form).
+    """
+
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """(progress, value), progress rising from 0."""
+    even: bool = False
+    """True: values change evenly between points. False: each is held until the next."""
+
+    @classmethod
+    def parse(cls, text: str | float) -> "Weight":
+        """Read the written form.
+
+        Raises:
+            BadInput: the text is not of one of the three forms.
+        """
+        try:
+            if isinstance(text, (int, float)):
+                return cls(((0.0, float(text)),))
+            if ".." in text:
+                first, last = text.split("..")
+                return cls(((0.0, float(first)), (1.0, float(last))), even=True)
+            if "@" not in text:
+                return cls(((0.0, float(text)),))
+            pairs = [part.split("@") for part in text.split(",")]
+            points = tuple((float(progress), float(value)) for value, progress in pairs)
+        except ValueError as error:
+            raise BadInput(f"weight {text!r}: write 0.8, 0.4..0.8 or 0.4@0,0.8@0.1") from error
+        starts = [progress for progress, _ in points]
+        if starts != sorted(set(starts)) or starts[0] != 0 or starts[-1] > 1:
+            raise BadInput(f"weight {text!r}: what stands behind @ must rise from 0 and end at 1 at most")
+        return cls(points)
+
+    def __str__(self) -> str:
+        if self.even:
+            return "..".join(f"{value:g}" for _, value in self.points)
+        if len(self.points) == 1:
+            return f"{self.points[0][1]:g}"
+        return ",".join(f"{value:g}@{progress:g}" for progress, value in self.points)
+
+    def at(self, progress: float) -> float:
+        """The factor at `progress` in [0, 1]."""
+        if self.even:
+            (_, first), (_, last) = self.points
+            return first + (last - first) * progress
+        return [value for start, value in self.points if start <= progress][-1]

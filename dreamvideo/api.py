@@ -1,0 +1,290 @@
+"""The verbs that every edge calls: load a base, learn a concept, generate a video."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+
+from dreamvideo import bases, media, methods, sample, train
+from dreamvideo.adapters.bottleneck import Bottleneck
+from dreamvideo.adapters.file import ConceptFile, load
+from dreamvideo.adapters.weight import Weight
+from dreamvideo.adapters.words import Word
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import read_concept
+from dreamvideo.config import build, plain
+from dreamvideo.data import to_pixels
+from dreamvideo.errors import BadFile, BadInput
+from dreamvideo.files import write_json
+from dreamvideo.recipe import resolve
+from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig
+
+__all__ = ["Video", "generate", "learn", "load_base", "regenerate"]
+
+DEFAULT_BASE = "tiny"
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames, and all that made them."""
+
+    frames: np.ndarray
+    """uint8 (F, H, W, 3)."""
+    fps: int
+    made: Mapping[str, Any]
+    """What `regenerate` needs to make the same frames."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the video by the suffix of `path` (mp4, gif, webp, png; a folder of png without one), and a JSON
+        beside it."""
+        path = Path(path)
+        media.write_video(path, self.frames, fps=self.fps)
+        write_json(path.with_name(path.name + ".json"), self.made)
+        return path
+
+
+def load_base(
+    reference: str = DEFAULT_BASE, *, dtype: str = "auto", device: str = "auto", image_encoder: str | None = None
+) -> VideoBase:
+    """A base by name, folder or hub id; `device` auto takes the accelerator where there is one.
+
+    Raises:
+        BadInput, MissingWeights: see `dreamvideo.bases.load`.
+    """
+    # accelerate knows which device belongs to which process.
+    chosen = str(accelerate.PartialState().device) if device == "auto" else device
+    return bases.load(reference, dtype=dtype, device=chosen, image_encoder=image_encoder)
+
+
+def learn(
+    base: VideoBase,
+    source: str | Path,
+    *,
+    method: str,
+    name: str | None = None,
+    word: str | None = None,
+    caption: str | None = None,
+    out: str | Path | None = None,
+    recipe: str | None = None,
+    settings: Iterable[Mapping[str, Any]] = (),
+    restart: bool = False,
+    on_step: Callable[[train.Progress], None] = lambda progress: None,
+) -> ConceptFile:
+    """Learn a concept from a folder or file, into the run folder `out` (default `runs/NAME`).
+
+    The same call again goes on where an earlier one stopped, or returns what it made.
+
+    Args:
+        name: of the concept; default the folder's.
+        word: the class word of a subject.
+        caption: what happens in the clips of a motion.
+        recipe: name of a shipped recipe, or a TOML file.
+        settings: nested dicts over the recipe, such as `{"train": {"batch": 2}}`.
+
+    Raises:
+        BadInput: the source, the recipe or the base will not do.
+        RunFailed, Interrupted: see `dreamvideo.train.fit`.
+    """
+    kind = methods.find(method).learns
+    concept = read_concept(source, kind=kind, name=name, word=word, caption=caption)
+    resolved = resolve(method, base, concept, recipe=recipe, settings=settings)
+
+    def preview(learned: ConceptFile, path: Path) -> None:
+        prompt = resolved.method.prompt(concept, concept.examples[0])
+        made = _sampled(base, prompt, Composition(noise_offset=learned.meta.sampling.noise_offset), SampleConfig(), 0)
+        media.write_video(path, made, fps=base.defaults.fps)
+
+    folder = Path("runs", concept.name) if out is None else Path(out)
+    return train.fit(resolved, base, concept, folder, restart=restart, on_step=on_step, on_preview=preview)
+
+
+def generate(
+    base: VideoBase,
+    prompt: str,
+    *,
+    concepts: Sequence[ConceptFile | str | Path] = (),
+    weights: Sequence[Weight | float | str | None] = (),
+    appearance: str | Path | None = None,
+    appearance_strength: tuple[float, float] | None = None,
+    inversion: str | Path | None = None,
+    inversion_strength: float = 0.5,
+    noise_offset: float | None = None,
+    seed: int = 0,
+    config: SampleConfig | None = None,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> Video:
+    """Sample one video.
+
+    Args:
+        prompt: `<name>` is the learned word of the subject of that name; `*` stands for it where there is exactly one.
+        concepts: learned concepts or their files, any number of subjects and motions.
+        weights: one for each concept, None for its own; see `Weight.parse`.
+        appearance: a picture of what should move, for motions with appearance guidance. Without it they get the zero
+            vector, as in training where it was dropped.
+        appearance_strength: of the conditional and unconditional branch; default as the motions were learned.
+        inversion: a clip whose inverted noise is blended into the start.
+        noise_offset: strength of offset noise; default as the concepts were learned.
+
+    Raises:
+        BadInput: a file, a prompt or a setting will not do.
+    """
+    files = [concept if isinstance(concept, ConceptFile) else load(concept) for concept in concepts]
+    if weights and len(weights) != len(files):
+        raise BadInput(f"{len(weights)} weights for {len(files)} concepts")
+    given = [None] * len(files) if not weights else list(weights)
+    weighted = [
+        (
+            file,
+            file.meta.sampling.weight
+            if weight is None
+            else weight
+            if isinstance(weight, Weight)
+            else Weight.parse(weight),
+        )
+        for file, weight in zip(files, given, strict=True)
+    ]
+    config = config or SampleConfig()
+    offset = (
+        max([file.meta.sampling.noise_offset for file in files], default=0.0) if noise_offset is None else noise_offset
+    )
+    composition = Composition(
+        concepts=weighted,
+        appearance=_appearance(base, files, appearance, appearance_strength),
+        noise_offset=offset,
+        inversion=None if inversion is None else _inversion(base, inversion, inversion_strength, config),
+    )
+    frames = _sampled(base, _worded(prompt, files), composition, config, seed, on_step)
+    made = {
+        "created_by": f"dreamvideo {version('dreamvideo')}",
+        "base": {
+            "reference": base.origin.reference,
+            "image_encoder": base.origin.image_encoder,
+            "dtype": base.precision,
+        },
+        "prompt": prompt,
+        "concepts": [{**_file(file.path), "name": file.meta.name, "weight": str(weight)} for file, weight in weighted],
+        "appearance": None if appearance is None else _file(Path(appearance)),
+        "appearance_strength": None if composition.appearance is None else list(composition.appearance.strength),
+        "inversion": None if inversion is None else {**_file(Path(inversion)), "strength": inversion_strength},
+        "noise_offset": offset,
+        "seed": seed,
+        "config": plain(config),
+    }
+    return Video(frames, config.fps or base.defaults.fps, made)
+
+
+def regenerate(path: str | Path, *, device: str = "auto") -> Video:
+    """Make again the video that a JSON written by `Video.save` describes: the same frames.
+
+    Raises:
+        BadFile: not such a JSON, or a file that it names is gone or has changed.
+    """
+    try:
+        made = json.loads(Path(path).read_text(encoding="utf-8"))
+        base, files = made["base"], [*made["concepts"], made["appearance"], made["inversion"]]
+    except FileNotFoundError as error:
+        raise BadFile(f"{path}: no such file") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"{path}: not a JSON that `dreamvideo generate` wrote beside a video") from error
+    for file in filter(None, files):
+        if not Path(file["path"]).is_file():
+            raise BadFile(f"{path} needs {file['path']}, which is gone")
+        if _sha256(Path(file["path"])) != file["sha256"]:
+            raise BadFile(f"{path} needs {file['path']} as it was; it has changed")
+    paths = [None if file is None else file["path"] for file in (made["appearance"], made["inversion"])]
+    return generate(
+        load_base(base["reference"], dtype=base["dtype"], device=device, image_encoder=base["image_encoder"]),
+        made["prompt"],
+        concepts=[concept["path"] for concept in made["concepts"]],
+        weights=[concept["weight"] for concept in made["concepts"]],
+        appearance=paths[0],
+        appearance_strength=made["appearance_strength"],
+        inversion=paths[1],
+        inversion_strength=made["inversion"]["strength"] if made["inversion"] else 0.0,
+        noise_offset=made["noise_offset"],
+        seed=made["seed"],
+        config=build(SampleConfig, made["config"], where="config"),
+    )
+
+
+def _sampled(
+    base: VideoBase,
+    prompt: str,
+    composition: Composition,
+    config: SampleConfig,
+    seed: int,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> np.ndarray:
+    """Frames, uint8 (F, H, W, 3)."""
+    latents = sample.generate(base, prompt, composition, config, seed=seed, on_step=on_step)
+    pixels = base.decode(latents)[0].permute(1, 2, 3, 0)
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+
+
+def _worded(prompt: str, files: Sequence[ConceptFile]) -> str:
+    """The prompt with the papers' `*` written as the one subject's learned word."""
+    if "*" not in prompt.split():
+        return prompt
+    words = [adapters.kind.name for file in files for adapters in file.sets.values() if isinstance(adapters.kind, Word)]
+    if len(words) != 1:
+        raise BadInput(f"prompt {prompt!r}: * stands for one learned word, but {len(words)} are given; write <name>")
+    return " ".join(f"<{words[0]}>" if part == "*" else part for part in prompt.split())
+
+
+def _appearance(
+    base: VideoBase, files: Sequence[ConceptFile], picture: str | Path | None, strength: tuple[float, float] | None
+) -> Appearance | None:
+    """What the condition layers of the given motions are told; None where there are none."""
+    guided = [
+        (adapters.kind.condition, file.meta.sampling.appearance)
+        for file in files
+        for adapters in file.sets.values()
+        if isinstance(adapters.kind, Bottleneck) and adapters.kind.condition is not None
+    ]
+    if not guided:
+        if picture is not None:
+            raise BadInput("--appearance: none of the concepts was learned with appearance guidance")
+        return None
+    width, learned = guided[0]
+    if picture is None:
+        return Appearance(vector=torch.zeros(1, 1, width), strength=strength or learned)
+    size = (base.defaults.height, base.defaults.width)
+    pixels = to_pixels(media.crop_wide(media.read_image(Path(picture)).pixels, size)[None])
+    return Appearance(vector=base.embed_images(pixels), strength=strength or learned)
+
+
+def _inversion(base: VideoBase, clip: str | Path, strength: float, config: SampleConfig) -> Inversion:
+    """The latents of a clip, its window beginning at its first frame."""
+    if not 0 <= strength <= 1:
+        raise BadInput(f"--inversion-strength {strength}: between 0 and 1")
+    defaults = base.defaults
+    size = (config.height or defaults.height, config.width or defaults.width)
+    read = media.read_clip(Path(clip), size=size)
+    plan = media.plan_frames(
+        len(read.frames),
+        read.fps,
+        frames=config.frames or defaults.frames,
+        rate=config.fps or defaults.fps,
+        short="loop",
+    )
+    mean, _ = base.encode_video(to_pixels(read.frames[list(plan.indices(plan.starts[0]))]))
+    return Inversion(latents=mean, strength=strength)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file(path: Path | None) -> dict[str, str]:
+    """How a video's JSON names a file that it needs."""
+    if path is None:
+        return {}
+    return {"path": str(path.resolve()), "sha256": _sha256(path)}

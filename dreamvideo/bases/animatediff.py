@@ -1,0 +1,121 @@
+"""`UNetMotionModel`: AnimateDiff, a motion module between the layers of an image model.
+
+Its temporal blocks add sinusoidal frame positions after the norm; their ports lie on the residual stream before it.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import UNetMotionModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D as StockMotionTransformer
+from torch import Tensor, nn
+
+from dreamvideo.adapters.ports import Givens
+from dreamvideo.bases.base import Defaults, Origin, VideoBase
+from dreamvideo.bases.images import decode_frames, encode_frames
+from dreamvideo.bases.parts import latent_shape, load_parts, tiny_parts
+from dreamvideo.errors import Unsupported
+
+__all__ = ["FAMILY"]
+
+
+class AnimateDiffTransformer3D(StockMotionTransformer):
+    """diffusers' motion module, skipped for one frame where the givens ask for that."""
+
+    stock: ClassVar[type[nn.Module]] = StockMotionTransformer
+    ports: ClassVar[tuple[str, ...]] = ()
+    givens: Givens
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        num_frames: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        if self.givens.bypass_time and num_frames == 1:
+            return hidden_states
+        return super().forward(
+            hidden_states, encoder_hidden_states, timestep, class_labels, num_frames, cross_attention_kwargs
+        )
+
+
+class AnimateDiff(VideoBase):
+    """AnimateDiff on Stable Diffusion 1.5 and its fine-tunes."""
+
+    family = "animatediff"
+    tiny_name = "tiny-animatediff"
+    denoiser_class = "UNetMotionModel"
+    image_encoder_id = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    time_modules = (AnimateDiffTransformer3D,)
+
+    @classmethod
+    def load(
+        cls, folder: str, *, origin: Origin, dtype: torch.dtype, device: str, image_encoder: str | None
+    ) -> "AnimateDiff":
+        denoiser = UNetMotionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+        parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)
+        side = 8 * denoiser.config.sample_size if denoiser.config.sample_size else 512
+        defaults = Defaults(frames=16, height=side, width=side, fps=8, guidance=7.5)
+        return cls(origin, parts=parts, defaults=defaults)
+
+    @classmethod
+    def tiny(cls, seed: int) -> "AnimateDiff":
+        def denoiser() -> nn.Module:
+            return UNetMotionModel(
+                sample_size=4,
+                block_out_channels=(32, 64),
+                down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+                up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+                layers_per_block=1,
+                norm_num_groups=8,
+                cross_attention_dim=32,
+                num_attention_heads=4,
+                motion_num_attention_heads=4,
+            )
+
+        defaults = Defaults(frames=4, height=16, width=16, fps=8, steps=4, guidance=7.5)
+        origin = Origin(name=cls.tiny_name, reference=cls.tiny_name)
+        return cls(origin, parts=tiny_parts(seed, denoiser), defaults=defaults)
+
+    def axis(self, path: str) -> Literal["space", "time"]:
+        owner = self.parts.denoiser.get_submodule(path.partition(".transformer_blocks.")[0])
+        return "time" if isinstance(owner, StockMotionTransformer) else "space"
+
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        # This denoiser wants the text once for every frame; elsewhere only its pipeline repeats it.
+        text = text.repeat_interleave(x_t.shape[2], dim=0)
+        return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        return self.parts.text_encoder(ids).last_hidden_state
+
+    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_frames(self.parts.vae, pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode_frames(self.parts.vae, latents)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        limit = self.parts.denoiser.config.motion_max_seq_length
+        if frames > limit:
+            raise Unsupported(f"base {self.name} knows {limit} frame positions: --frames {frames} is too many")
+        return latent_shape(self.parts, frames, height, width)
+
+    def pipeline(self) -> Any:
+        # Pipelines bring along much that nothing else here needs.
+        from diffusers import AnimateDiffPipeline
+
+        return AnimateDiffPipeline(
+            vae=self.parts.vae,
+            text_encoder=self.parts.text_encoder,
+            tokenizer=self.parts.tokenizer,
+            unet=self.parts.denoiser,
+            motion_adapter=None,
+            scheduler=self.parts.scheduler,
+        )
+
+
+FAMILY = AnimateDiff

@@ -1,0 +1,351 @@
+"""What the project asks of a base model, whatever its family."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from dreamvideo.adapters.graft import AdapterSet, Site, attach, detach
+from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, Embedding, Givens, ResnetBlock2D, open_ports
+from dreamvideo.adapters.words import Word
+from dreamvideo.bases.images import embed_images
+from dreamvideo.bases.text import tokenize
+from dreamvideo.diffusion import Process, process_of
+from dreamvideo.errors import BadFile, MissingWeights, Unsupported
+
+__all__ = ["DTYPES", "TOKENS", "Defaults", "Origin", "Parts", "VideoBase"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENS = "tokens"
+"""The path of the token embedding's site; its real path differs between versions of transformers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a base comes from."""
+
+    name: str
+    """For people: the hub id, or the folder's name."""
+    reference: str
+    """What it can be loaded by again."""
+    image_encoder: str | None = None
+    """Likewise, of the image encoder that was named beside it."""
+    licence: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a base was made for."""
+
+    frames: int
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    fps: int
+    guidance: float = 9.0
+    steps: int = 50
+    """Denoising steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The frozen parts of a base: stock objects of diffusers and transformers."""
+
+    denoiser: nn.Module
+    vae: nn.Module
+    text_encoder: nn.Module
+    tokenizer: Any
+    scheduler: Any
+    """A diffusers scheduler; its config says the noise process."""
+    image_encoder: nn.Module | None = None
+    """CLIP vision model with projection, for appearance guidance."""
+
+
+class VideoBase(ABC):
+    """One base model. It is frozen: what is learned is attached to it and owned by its `AdapterSet`.
+
+    Questions a family answers:
+    `load`: how is it read from a folder in diffusers' layout? `tiny`: what is its smallest random instance?
+    `time_modules`: which of its modules mix frames? `axis`: what does the transformer block at a path mix?
+    `predict`: what does the denoiser say, with every quirk of the family hidden?
+    `encode_ids`: tokens -> text states. `encode_video`, `decode`: pixels <-> latents. `latent_shape`: of which size?
+    `pipeline`: which stock pipeline runs on the same parts?
+    """
+
+    family: ClassVar[str]
+    tiny_name: ClassVar[str]
+    """The name under which `tiny(0)` can be asked for."""
+    denoiser_class: ClassVar[str]
+    """The class name in the denoiser's config, by which a folder is recognised."""
+    names: ClassVar[Mapping[str, str | None]] = {}
+    """Hub ids that this family is known to read -> licence."""
+    image_encoder_id: ClassVar[str | None] = None
+    """Hub id of the image encoder for appearance guidance, where the base itself has none."""
+    time_modules: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Ported classes of the modules that mix frames and can be skipped."""
+
+    def __init__(self, origin: Origin, *, parts: Parts, defaults: Defaults) -> None:
+        self.origin = origin
+        self.parts = parts
+        self.defaults = defaults
+        self.givens = Givens()
+        self.fingerprint = _fingerprint(parts.denoiser)
+        self._attached: list[AdapterSet] = []
+        for module in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
+            if module is not None:
+                module.requires_grad_(False).eval()
+        # Before compiling, offloading or caching: hooks of those would shadow the ports.
+        open_ports(parts.denoiser, self.givens, (BasicTransformerBlock, ResnetBlock2D, *self.time_modules))
+        open_ports(parts.text_encoder, self.givens, (Embedding,))
+        modules = parts.denoiser.named_modules()
+        self._blocks = {path: module for path, module in modules if isinstance(module, BasicTransformerBlock)}
+
+    # -- what a family answers -------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, folder: str, *, origin: Origin, dtype: torch.dtype, device: str, image_encoder: str | None
+    ) -> "VideoBase":
+        """Read a base from a folder in diffusers' layout; `image_encoder` is a folder or None."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int) -> "VideoBase":
+        """A random base in memory, in under a second."""
+
+    @abstractmethod
+    def axis(self, path: str) -> Literal["space", "time", "joint"]:
+        """What the transformer block at `path` of the denoiser mixes."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """The denoiser's prediction. x_t (B, C, F, h, w), t (B,) or (), text (B, L, D) -> (B, C, F, h, w)."""
+
+    @abstractmethod
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> text states (B, L, D), with gradient for learned words."""
+
+    @abstractmethod
+    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, F, H, W) in [-1, 1] -> mean and deviation of the latents (B, C, F, h, w), scaled."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, F, h, w) -> pixels (B, 3, F, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, F, h, w) of a video; refuses sizes that the base cannot carry."""
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """The stock diffusers pipeline around the same parts, with what is attached still attached."""
+
+    # -- final ------------------------------------------------------------------------------------------------
+
+    @final
+    @property
+    def name(self) -> str:
+        return self.origin.name
+
+    @final
+    @property
+    def process(self) -> Process:
+        """The noise process that the base was trained on."""
+        return process_of(self.parts.scheduler.config, self.parts.scheduler.alphas_cumprod)
+
+    @final
+    @property
+    def device(self) -> torch.device:
+        return next(self.parts.denoiser.parameters()).device
+
+    @final
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights."""
+        return next(self.parts.denoiser.parameters()).dtype
+
+    @final
+    @property
+    def precision(self) -> str:
+        """`dtype` as it is written in options: fp32, bf16 or fp16."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
+    @final
+    def to(self, device: torch.device | str) -> "VideoBase":
+        """Move all parts."""
+        parts = self.parts
+        for module in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
+            if module is not None:
+                module.to(device)
+        return self
+
+    @final
+    def sites(self, axis: str, ports: tuple[str, ...]) -> tuple[Site, ...]:
+        """All places of the given axis and ports, in the model's order.
+
+        Raises:
+            Unsupported: the base mixes space and time in the same blocks, so the axis does not exist by itself.
+        """
+        if axis == "text":
+            return tuple(Site(TOKENS, port, "text", self._embedding.embedding_dim) for port in ports)
+        if axis != "joint" and any(self.axis(path) == "joint" for path in self._blocks):
+            raise Unsupported(f"base {self.name} mixes space and time in the same blocks: it has no {axis!r} layers")
+        return tuple(
+            Site(path, port, self.axis(path), block.dim)
+            for path, block in self._blocks.items()
+            if self.axis(path) == axis
+            for port in ports
+            if port != "attn2" or block.attn2 is not None
+        )
+
+    @final
+    def locate(self, site: Site) -> nn.Module:
+        """The module that has the site's port.
+
+        Raises:
+            BadFile: this base has no such place, or it has another width.
+        """
+        if site.axis == "text":
+            module, width = self._embedding, self._embedding.embedding_dim
+        else:
+            module = self._blocks.get(site.path)
+            width = 0 if module is None else module.dim
+        if module is None or site.port not in module.ports or width != site.width:
+            raise BadFile(f"base {self.name} has no {site.axis} port {site.key} of width {site.width}")
+        return module
+
+    @final
+    def attach(self, *sets: AdapterSet) -> None:
+        """Lend sets to the base. They act on every call until they are detached."""
+        for adapters in sets:
+            adapters.to(device=self.device)
+            attach(adapters, self.locate)
+            self._attached.append(adapters)
+
+    @final
+    def detach(self, *sets: AdapterSet) -> None:
+        """Take sets back."""
+        for adapters in sets:
+            detach(adapters, self.locate)
+            self._attached = [other for other in self._attached if other is not adapters]
+
+    @final
+    @contextmanager
+    def attached(self, *sets: AdapterSet) -> Iterator[None]:
+        """`attach` for the length of a block."""
+        self.attach(*sets)
+        try:
+            yield
+        finally:
+            self.detach(*sets)
+
+    @final
+    @contextmanager
+    def given(
+        self, *, appearance: Tensor | None = None, strength: Tensor | float = 1.0, bypass_time: bool = False
+    ) -> Iterator[None]:
+        """What calls inside the block are given beside their inputs.
+
+        Args:
+            appearance: image vectors (B, 1, D) for adapters with a condition layer, B the denoiser's batch or 1.
+                None skips the condition layers; zeros do not, because they have a bias.
+            strength: lambda, the factor on what condition layers say; one number, or (B, 1, 1).
+            bypass_time: skip every module that mixes frames where the input has one frame.
+        """
+        condition = None
+        if appearance is not None:
+            factor = torch.as_tensor(strength, dtype=appearance.dtype, device=appearance.device)
+            condition = Condition(appearance, factor.reshape(-1, 1, 1))
+        with self.givens.using(condition=condition, bypass_time=bypass_time):
+            yield
+
+    @final
+    @contextmanager
+    def learning(self, *, rematerialise: bool = False, dropout: float = 0.0, compile: bool = False) -> Iterator[None]:
+        """How the frozen denoiser runs while something attached to it is learned.
+
+        Args:
+            rematerialise: blocks keep no activations and compute them again in the backward pass.
+            dropout: chance of dropout in convolutional blocks (transformer blocks have none).
+            compile: compile the denoiser.
+        """
+        denoiser, blocks = self.parts.denoiser, self._blocks.values()
+        inside = {id(module) for block in blocks for module in block.modules()}
+        layers = [m for m in denoiser.modules() if isinstance(m, nn.Dropout) and id(m) not in inside and dropout]
+        before = [layer.p for layer in layers]
+        for layer in layers:
+            layer.p = dropout
+            layer.train()
+        if compile:
+            denoiser.compile()
+        try:
+            with self.givens.using(rematerialise=rematerialise):
+                yield
+        finally:
+            denoiser._compiled_call_impl = None  # What nn.Module.compile sets; it has no undoing of its own.
+            for layer, p in zip(layers, before, strict=True):
+                layer.p = p
+                layer.eval()
+
+    @final
+    def autocast(self) -> torch.autocast:
+        """Compute in the dtype of the frozen weights where that is half precision; what is learned stays float32."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @final
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> text states (B, L, D). `<name>` is the attached learned word of that name.
+
+        Raises:
+            BadInput: a prompt names a word that is not attached.
+        """
+        words = {a.kind.name: a.kind.vectors for a in self._attached if isinstance(a.kind, Word)}
+        ids = tokenize(self.parts.tokenizer, prompts, words, first=self._embedding.num_embeddings)
+        return self.encode_ids(ids.to(self.device))
+
+    @final
+    def token_vectors(self, text: str) -> Tensor:
+        """The token vectors (n, D) of a word of the vocabulary, to start a learned word from."""
+        ids = self.parts.tokenizer(text, add_special_tokens=False).input_ids
+        return self._embedding.weight[ids].float()
+
+    @final
+    @torch.no_grad()
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, F, H, W) in [-1, 1] -> image vectors (B, F, D), not normalised.
+
+        Raises:
+            MissingWeights: the base has no image encoder.
+        """
+        if self.parts.image_encoder is None:
+            name = self.image_encoder_id or "a CLIP vision model with projection"
+            raise MissingWeights(
+                f"base {self.name} has no image encoder, which appearance guidance needs: "
+                f"name one with --image-encoder ({name}), or do without: --set method.condition=false"
+            )
+        return embed_images(self.parts.image_encoder, pixels)
+
+    @final
+    @property
+    def image_width(self) -> int | None:
+        """Width of an image vector, or None where there is no image encoder."""
+        encoder = self.parts.image_encoder
+        return None if encoder is None else encoder.config.projection_dim
+
+    @final
+    @property
+    def _embedding(self) -> Any:
+        return self.parts.text_encoder.get_input_embeddings()
+
+
+def _fingerprint(denoiser: nn.Module) -> tuple[float, ...]:
+    """One weight from each of 16 tensors spread over the denoiser: another base has others, whatever its name."""
+    tensors = [tensor.detach() for tensor in denoiser.parameters() if tensor.ndim > 1 and not tensor.is_meta]
+    return tuple(float(tensor.flatten()[tensor.numel() // 2]) for tensor in tensors[:: max(1, len(tensors) // 16)][:16])

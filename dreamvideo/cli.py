@@ -1,0 +1,299 @@
+"""The command line: each command is a few lines over the Python face.
+
+torch is imported inside the commands that need it, so that --help and the lists answer at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from dreamvideo import catalogue
+from dreamvideo.config import parse_setting
+from dreamvideo.errors import BadInput, DreamVideoError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dreamvideo",
+    help="Learn a subject from pictures, a motion from clips, and make videos of any subject in any motion.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_BASE = "tiny"
+
+
+class Sampler(StrEnum):
+    """How the noise is removed."""
+
+    ddim = "ddim"
+    dpm = "dpm++"
+    unipc = "unipc"
+
+
+class Format(StrEnum):
+    """What `convert` writes."""
+
+    dreamvideo = "dreamvideo"
+    official = "official"
+    diffusers = "diffusers"
+
+
+Base = Annotated[str, typer.Option(help="A base's name, its folder in diffusers' layout, or its hub id.")]
+ImageEncoder = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a CLIP image encoder, for appearance guidance.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes the accelerator where there is one.")]
+Dtype = Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16; auto is fp32 on a CPU, else bf16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of sentences.")]
+RecipeName = Annotated[str | None, typer.Option(help="A shipped recipe's name (paper, official) or a .toml file.")]
+Set = Annotated[list[str], typer.Option("--set", help="Any setting of the recipe: section.field=value. Repeatable.")]
+LearnSteps = Annotated[int | None, typer.Option(min=1, help="Updates of every stage, instead of the recipe's.")]
+Name = Annotated[str | None, typer.Option(help="Name of the concept; default the folder's.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget what an earlier run did and begin anew.")]
+
+
+@app.command()
+def subject(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of three to five pictures; masks/ beside them if you have some.")
+    ],
+    word: Annotated[str | None, typer.Option(help="What it is, in a word that the base knows: dog.")] = None,
+    method: Annotated[str, typer.Option(help="See `dreamvideo methods`.")] = "dreamvideo-subject",
+    name: Name = None,
+    out: Out = None,
+    base: Base = DEFAULT_BASE,
+    image_encoder: ImageEncoder = None,
+    recipe: RecipeName = None,
+    set: Set = [],  # noqa: B006 - typer reads the option's name and default here
+    steps: LearnSteps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Learn a subject from pictures."""
+    options = {"method": method, "name": name, "word": word, "out": out, "recipe": recipe, "restart": restart}
+    _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
+
+
+@app.command()
+def motion(
+    source: Annotated[Path, typer.Argument(help="A clip, or a folder of clips that show the same motion.")],
+    caption: Annotated[str | None, typer.Option(help='What happens in them: "a car turning on the road".')] = None,
+    method: Annotated[str, typer.Option(help="See `dreamvideo methods`.")] = "dreamvideo-motion",
+    name: Name = None,
+    out: Out = None,
+    base: Base = DEFAULT_BASE,
+    image_encoder: ImageEncoder = None,
+    recipe: RecipeName = None,
+    set: Set = [],  # noqa: B006
+    steps: LearnSteps = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Learn a motion from one or a few clips."""
+    options = {"method": method, "name": name, "caption": caption, "out": out, "recipe": recipe, "restart": restart}
+    _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
+
+
+def _learn(
+    source: Path,
+    options: dict[str, Any],
+    base: tuple[str, str, str, str | None],
+    settings: list[str],
+    steps: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    from dreamvideo import api
+
+    layers = [parse_setting(text) for text in settings]
+    if steps is not None:
+        layers.append({"train": {"steps": steps}})
+    with _bar() as advance:
+        learned = api.learn(
+            _base(*base),
+            source,
+            **options,
+            settings=layers,
+            on_step=lambda p: advance(p.stage, p.step, p.steps, f"loss {p.loss:.4f}"),
+        )
+    meta = learned.meta
+    _say(
+        {"file": str(learned.path), "name": meta.name, "method": meta.method, "steps": dict(meta.steps)},
+        f"{learned.path}: {meta.role} {meta.name}, learned with {meta.method} on {meta.base}",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="<name> is the learned word of the subject of that name.")
+    ] = None,
+    subject: Annotated[list[str], typer.Option(help="FILE or FILE:WEIGHT. Repeatable.")] = [],  # noqa: B006
+    motion: Annotated[list[str], typer.Option(help="FILE or FILE:WEIGHT. Repeatable.")] = [],  # noqa: B006
+    appearance: Annotated[Path | None, typer.Option(help="A picture of what moves, for appearance guidance.")] = None,
+    appearance_strength: Annotated[
+        tuple[float, float] | None, typer.Option(help="Of the conditional and the unconditional branch.")
+    ] = None,
+    inversion: Annotated[
+        Path | None, typer.Option(help="A clip whose inverted noise is blended into the start.")
+    ] = None,
+    inversion_strength: Annotated[float, typer.Option(help="Share of the inverted noise, 0 to 1.")] = 0.5,
+    noise_offset: Annotated[float | None, typer.Option(help="Default: as the concepts were learned.")] = None,
+    negative: Annotated[str, typer.Option(help="Prompt of the unconditional branch.")] = "",
+    out: Annotated[Path, typer.Option(help="mp4, gif, webp, png; without a suffix a folder of png.")] = Path(
+        "video.mp4"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Videos, with seeds from --seed on.")] = 1,
+    seed: int = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
+    sampler: Sampler = Sampler.ddim,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    fps: int | None = None,
+    base: Base = DEFAULT_BASE,
+    image_encoder: ImageEncoder = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    from_: Annotated[Path | None, typer.Option("--from", help="Make again what a video's JSON describes.")] = None,
+    json: Json = False,
+) -> None:
+    """Make videos from a prompt, with any subjects and any motions."""
+    from dreamvideo import api, sample
+
+    if (prompt is None) == (from_ is None):
+        raise BadInput("give either a prompt or --from VIDEO.json")
+    if from_ is not None:
+        saved = [str(api.regenerate(from_, device=device).save(out))]
+    else:
+        config = sample.SampleConfig(
+            frames=frames, height=height, width=width, fps=fps, steps=steps, guidance=guidance, sampler=sampler.value,
+            negative=negative,
+        )  # fmt: skip
+        loaded = _base(base, dtype, device, image_encoder)
+        parts = [_weighted(text) for text in (*subject, *motion)]
+        saved = []
+        for number in range(count):
+            with _bar() as advance:
+                video = api.generate(
+                    loaded,
+                    prompt,
+                    concepts=[file for file, _ in parts],
+                    weights=[weight for _, weight in parts],
+                    appearance=appearance,
+                    appearance_strength=appearance_strength,
+                    inversion=inversion,
+                    inversion_strength=inversion_strength,
+                    noise_offset=noise_offset,
+                    seed=seed + number,
+                    config=config,
+                    on_step=lambda done, steps, at=seed + number: advance(f"seed {at}", done, steps, ""),
+                )
+            place = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
+            saved.append(str(video.save(place)))
+    _say({"videos": saved}, "\n".join(saved), as_json=json)
+
+
+def _weighted(text: str) -> tuple[str, str | None]:
+    """`FILE` or `FILE:WEIGHT`."""
+    if Path(text).exists() or ":" not in text:
+        return text, None
+    file, _, weight = text.rpartition(":")
+    return file, weight
+
+
+@app.command()
+def bases(json: Json = False) -> None:
+    """The bases that can be named, and what they need."""
+    entries = catalogue.bases()
+    _say(
+        [asdict(e) for e in entries],
+        _table([(e.name, e.family, e.licence or "", e.summary) for e in entries]),
+        as_json=json,
+    )
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """The methods, what they learn from, and their recipes."""
+    entries = catalogue.methods()
+    lines = [(e.name, e.learns + "s", " ".join(e.recipes), e.summary) for e in entries]
+    _say([asdict(e) for e in entries], _table(lines), as_json=json)
+
+
+def _base(reference: str, dtype: str, device: str, image_encoder: str | None) -> Any:
+    from dreamvideo import api
+
+    if reference == DEFAULT_BASE:
+        typer.echo(
+            "base tiny has random weights: it shows that everything runs, and makes noise. Name another with --base",
+            err=True,
+        )
+    return api.load_base(reference, dtype=dtype, device=device, image_encoder=image_encoder)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A progress bar with the time left, on standard error; `advance(stage, done, total, remark)`."""
+    bar: tqdm | None = None
+
+    def advance(stage: str, done: int, total: int, remark: str) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != f"{stage}: ":
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=stage, total=total, initial=done - 1, unit="step", dynamic_ncols=True, file=sys.stderr)
+        bar.set_postfix_str(remark, refresh=False)
+        bar.update()
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _say(value: Any, text: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    else:
+        typer.echo(text)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main() -> None:
+    """Run a command; an explained failure is one line and its exit code."""
+    try:
+        app()
+    except DreamVideoError as error:
+        typer.echo(f"dreamvideo: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""A concept's examples -> what a training step sees, with everything that does not change computed once.
+
+The autoencoder and the image encoder work frame by frame, so each source frame that can be drawn is encoded once,
+whatever windows are drawn later. The posterior's mean and deviation are kept: a step samples the posterior as the
+official code does, without encoding again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dreamvideo import media
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept, Example
+from dreamvideo.diffusion import Draw, generator
+from dreamvideo.files import whole
+
+__all__ = ["Batch", "Data", "DataConfig", "order", "to_pixels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How examples become tensors. What is unset is the base's own."""
+
+    frames: int | None = None
+    height: int | None = None
+    """Pixels."""
+    width: int | None = None
+    """Pixels."""
+    fps: int | None = None
+    short: Literal["loop", "mask", "grey"] = "loop"
+    """A clip of too few frames is looped, or filled up outside the loss, or filled up with grey inside the loss (what
+    the official code does)."""
+    order: Literal["shuffle", "file"] = "shuffle"
+    """`file`: always in the order of the files, with a smaller last batch, as the official code on one GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a step sees."""
+
+    latents: Tensor
+    """(B, C, F, h, w), a sample of the posterior."""
+    prompts: tuple[str, ...]
+    text: Tensor
+    """(B, L, D)"""
+    empty_text: Tensor
+    """(1, L, D), the states of the empty prompt."""
+    mask: Tensor | None = None
+    """(B, 1, F, h, w) in {0, 1}: what counts in the loss. None: all."""
+    appearance: Tensor | None = None
+    """(B, F, D), image vectors of the frames."""
+
+
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """uint8 (F, H, W, 3) -> (1, 3, F, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+def order(count: int, batch: int, *, seed: int, config: DataConfig) -> Iterator[list[int]]:
+    """Endless batches of example numbers; every example once an epoch. A function of its arguments alone."""
+    epoch, waiting = 0, []
+    while True:
+        if config.order == "file":
+            yield from (list(range(count))[start : start + batch] for start in range(0, count, batch))
+            continue
+        while len(waiting) < batch:
+            waiting += torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
+            epoch += 1
+        yield waiting[:batch]
+        waiting = waiting[batch:]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One example, encoded: row r belongs to source frame `rows[r]`; the grey frame's row is the last."""
+
+    prompt: str
+    plan: media.FramePlan
+    rows: dict[int | None, int]
+    mean: Tensor  # (C, N, h, w)
+    std: Tensor  # (C, N, h, w)
+    mask: Tensor | None  # (1, 1, h, w)
+    appearance: Tensor | None  # (N, D)
+
+
+class Data:
+    """The encoded examples of a concept."""
+
+    def __init__(
+        self,
+        base: VideoBase,
+        concept: Concept,
+        config: DataConfig,
+        *,
+        prompt: Callable[[Concept, Example], str],
+        wants: frozenset[str],
+        cache: Path | None = None,
+    ) -> None:
+        """Encode every example once, or read what `cache` holds of it from an earlier run."""
+        self.base = base
+        self.items = [self._item(concept, example, config, prompt, wants, cache) for example in concept.examples]
+        self.empty_text: Tensor | None = None
+        self._text: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _item(
+        self,
+        concept: Concept,
+        example: Example,
+        config: DataConfig,
+        prompt: Callable[[Concept, Example], str],
+        wants: frozenset[str],
+        cache: Path | None,
+    ) -> _Item:
+        base, defaults = self.base, self.base.defaults
+        size = (config.height or defaults.height, config.width or defaults.width)
+        image = example.kind == "image"
+        frames = 1 if image else config.frames or defaults.frames
+        _, _, *latent = base.latent_shape(frames, *size)
+        plan = media.plan_frames(
+            min(example.frames, media.FRAME_LIMIT),
+            example.fps or 1.0,
+            frames=frames,
+            rate=config.fps or defaults.fps,
+            short="loop" if image else config.short,
+        )
+        needed = sorted({i for start in plan.starts for i in plan.indices(start) if i is not None})
+        rows: dict[int | None, int] = {source: row for row, source in enumerate(needed)} | {None: len(needed)}
+        wanted = {"latents", "appearance"} if "appearance" in wants else {"latents"}
+        parts = [example.digest, *map(str, size), str(needed), str(base.fingerprint), str(base.dtype), *sorted(wanted)]
+        key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
+        tensors = _cached(cache, key, lambda: self._encode(example, size, needed, "appearance" in wants))
+        mask = self._mask(example, tuple(latent)) if "mask" in wants and image else None
+        return _Item(
+            prompt(concept, example), plan, rows, tensors["mean"], tensors["std"], mask, tensors.get("appearance")
+        )
+
+    def _encode(
+        self, example: Example, size: tuple[int, int], needed: Sequence[int], appearance: bool
+    ) -> dict[str, Tensor]:
+        """Mean, deviation and image vectors of the needed frames and of a grey one."""
+        if example.kind == "image":
+            frames = media.crop_wide(media.read_image(example.path).pixels, size)[None]
+        else:
+            frames = media.read_clip(example.path, size=size).frames
+        pixels = torch.cat([to_pixels(frames[list(needed)]), torch.zeros(1, 3, 1, *size)], dim=2)
+        mean, std = self.base.encode_video(pixels)
+        tensors = {"mean": mean[0], "std": std[0]}
+        if appearance:
+            tensors["appearance"] = self.base.embed_images(pixels)[0]
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _mask(self, example: Example, latent: tuple[int, int]) -> Tensor | None:
+        if example.mask is not None:
+            mask = media.read_mask(example.mask)
+        elif example.alpha:
+            mask = media.read_image(example.path).alpha >= 128
+        else:
+            return None
+        return torch.from_numpy(media.crop_mask(mask, latent)).float()[None, None]
+
+    @torch.no_grad()
+    def encode_text(self) -> None:
+        """Compute the text states of all prompts once, with the words that are attached now."""
+        prompts = sorted({item.prompt for item in self.items})
+        states = self.base.encode_text(["", *prompts])
+        self.empty_text = states[:1]
+        self._text = dict(zip(prompts, states[1:], strict=True))
+
+    def batch(self, numbers: Sequence[int], draw: Draw, *, live_text: bool) -> Batch:
+        """Examples -> a batch; windows and posterior are drawn. `live_text` encodes the prompts with gradient."""
+        items = [self.items[number] for number in numbers]
+        windows = [item.plan.starts[draw.index(len(item.plan.starts))] for item in items]
+        picks = [_pick(item, start) for item, start in zip(items, windows, strict=True)]
+        mean, std = (torch.stack([pick[name] for pick in picks]).to(self.base.device) for name in ("mean", "std"))
+        prompts = tuple(item.prompt for item in items)
+        known = self._text
+        text = self.base.encode_text(prompts) if live_text else torch.stack([known[prompt] for prompt in prompts])
+        return Batch(
+            latents=draw.posterior(mean, std),
+            prompts=prompts,
+            text=text,
+            empty_text=self.empty_text,
+            mask=_stacked([pick["mask"] for pick in picks], self.base.device),
+            appearance=_stacked([pick["appearance"] for pick in picks], self.base.device),
+        )
+
+
+def _cached(cache: Path | None, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    if cache is None:
+        return make()
+    path = cache / f"{key}.safetensors"
+    if not path.exists():
+        with whole(path) as draft:
+            save_file(make(), draft)
+    return load_file(path)
+
+
+def _pick(item: _Item, start: int) -> dict[str, Any]:
+    """One window of an example."""
+    sources = item.plan.indices(start)
+    rows = [item.rows[source] for source in sources]
+    # A grey frame looks like nothing: guidance takes a real one in its place.
+    real = [row for row, source in zip(rows, sources, strict=True) if source is not None]
+    looks = [real[place % len(real)] for place in range(len(rows))]
+    counted = torch.tensor(item.plan.counted(start)).float().view(1, -1, 1, 1)
+    mask = item.mask
+    if not counted.all():
+        mask = counted.expand(1, -1, *item.mean.shape[-2:]) if mask is None else counted * mask
+    return {
+        "mean": item.mean[:, rows],
+        "std": item.std[:, rows],
+        "mask": mask,
+        "appearance": None if item.appearance is None else item.appearance[looks],
+    }
+
+
+def _stacked(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
+    """Stack; where some are missing they count as ones, and where all are there is nothing to say."""
+    some = next((tensor for tensor in tensors if tensor is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.ones_like(some) if tensor is None else tensor for tensor in tensors]).to(device)

@@ -1,0 +1,115 @@
+"""A run as a value: what is learned, from what, by which method, how."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from dreamvideo import config, methods
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept
+from dreamvideo.data import DataConfig
+from dreamvideo.errors import BadConfig
+from dreamvideo.methods.method import Method
+
+__all__ = ["Recipe", "TrainConfig", "recipes", "resolve"]
+
+DEFAULT = "paper"
+SEVERAL = "several"
+"""The table of a recipe file that is laid over the rest where the concept has more than one example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What the loop needs to know, whatever the method."""
+
+    batch: int = 4
+    """Examples a step, on each process."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged before an update."""
+    steps: int | None = None
+    """Updates of every stage, instead of the method's own numbers."""
+    warmup: int = 10
+    """Updates over which the learning rate rises evenly to its value; then it is constant."""
+    weight_decay: float = 0.0
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    dropout: float = 0.0
+    """Dropout in the frozen denoiser's convolutional blocks while learning; the official code leaves 0.1 on."""
+    seed: int = 0
+    rematerialise: bool = False
+    """Keep no activations inside blocks and compute them again: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the denoiser; pays for itself in long runs on a GPU."""
+    save_every: int = 200
+    """Updates between states from which a run can go on, and between checkpoints."""
+    preview_every: int = 0
+    """Updates between sample videos; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that determines a learned concept."""
+
+    base: Mapping[str, Any]
+    concept: Mapping[str, Any]
+    method: Method
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def plain(self) -> dict[str, Any]:
+        """As nested dicts for TOML, the method's name among its settings."""
+        values = config.plain(self)
+        return {**values, "method": {"name": self.method.name, **values["method"]}}
+
+    @property
+    def digest(self) -> str:
+        """Hash of the recipe."""
+        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def recipes(method: str) -> tuple[str, ...]:
+    """The names of the recipes that ship for a method."""
+    folder = files("dreamvideo") / "recipes" / method
+    return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir())) if folder.is_dir() else ()
+
+
+def resolve(
+    method: str, base: VideoBase, concept: Concept, *, recipe: str | None = None, settings: Iterable[Mapping] = ()
+) -> Recipe:
+    """A complete recipe.
+
+    Args:
+        recipe: a shipped recipe's name or a TOML file; by default the one named like the base, else `paper`.
+        settings: nested dicts laid over it, the later one on top.
+
+    Raises:
+        BadConfig: no such recipe, or an unknown or wrong setting.
+    """
+    shipped = recipes(method)
+    name = recipe or (base.name if base.name in shipped else DEFAULT)
+    if name.endswith(".toml"):
+        values = config.read_toml(name)
+    elif name in shipped:
+        values = config.read_toml(str(files("dreamvideo") / "recipes" / method / f"{name}.toml"))
+    else:
+        raise BadConfig(f"--recipe {name}: {method} has {', '.join(shipped) or 'none'}; or give a .toml file")
+    several = values.pop(SEVERAL, {})
+    values = config.merged(values, several if len(concept.examples) > 1 else {}, *settings)
+    sections = {"method", "train", "data"}
+    if unknown := values.keys() - sections:
+        raise BadConfig(f"recipe {name}: there is no section {sorted(unknown)[0]!r}; it has method, train, data")
+    return Recipe(
+        base={"name": base.name, "family": base.family, "dtype": base.precision},
+        concept={
+            "name": concept.name,
+            "word": concept.word,
+            "caption": concept.caption,
+            "files": {example.path.name: example.digest[:12] for example in concept.examples},
+        },
+        method=config.build(methods.find(method), values.get("method", {}), where="method"),
+        train=config.build(TrainConfig, values.get("train", {}), where="train"),
+        data=config.build(DataConfig, values.get("data", {}), where="data"),
+    )

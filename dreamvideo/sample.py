@@ -1,0 +1,212 @@
+"""The denoising loop: guidance, composition of concepts, appearance guidance, inversion. There is one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from dreamvideo.adapters.file import ConceptFile
+from dreamvideo.adapters.weight import Weight
+from dreamvideo.adapters.words import Word
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.diffusion import generator, offset_noise
+from dreamvideo.errors import BadFile, BadInput
+
+__all__ = ["Appearance", "Composition", "Inversion", "SampleConfig", "generate", "invert"]
+
+# DDIM as the official sampler runs it: 50 steps are t = 981, 961, ..., 1, and the last one ends at abar_0.
+_SAMPLERS = {
+    "ddim": (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),
+    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How a video is sampled. What is unset is the base's own."""
+
+    frames: int | None = None
+    height: int | None = None
+    """Pixels."""
+    width: int | None = None
+    """Pixels."""
+    fps: int | None = None
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: float | None = None
+    """Classifier-free guidance; 1 runs the conditional branch alone."""
+    sampler: str = "ddim"
+    """`ddim`, or `dpm++` or `unipc`, which need about half the steps."""
+    negative: str = ""
+    """Prompt of the unconditional branch."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in _SAMPLERS:
+            raise BadInput(f"--sampler {self.sampler}: one of {', '.join(_SAMPLERS)}")
+        for name in ("frames", "steps", "fps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"--{name} {value}: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appearance:
+    """What appearance guidance is given."""
+
+    vector: Tensor
+    """(1, 1, D), the image vector of the conditional branch; the unconditional one gets zeros."""
+    strength: tuple[float, float] = (1.0, 0.0)
+    """Of the conditional and the unconditional branch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """A start that remembers a clip: noise <- sqrt(s) inverted + sqrt(1 - s) noise (official code)."""
+
+    latents: Tensor
+    """(1, C, F, h, w), of the clip."""
+    strength: float
+    """s in [0, 1]; the official code suggests up to 0.5 for one clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """What is sampled together."""
+
+    concepts: Sequence[tuple[ConceptFile, Weight]] = ()
+    appearance: Appearance | None = None
+    noise_offset: float = 0.0
+    inversion: Inversion | None = None
+
+
+def generate(
+    base: VideoBase,
+    prompt: str,
+    composition: Composition,
+    config: SampleConfig,
+    *,
+    seed: int,
+    noise: Tensor | None = None,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> Tensor:
+    """Sample the latents (1, C, F, h, w) of one video; `base.decode` makes pixels of them.
+
+    Args:
+        seed: makes the noise.
+        noise: start from this instead, (1, C, F, h, w).
+        on_step: told the step done and the number of steps.
+
+    Raises:
+        BadFile: a concept was learned on another base.
+        BadInput: a size that the base cannot carry, or a word of the prompt that was not learned.
+    """
+    check_base(base, (concept for concept, _ in composition.concepts))
+    defaults = base.defaults
+    shape = (
+        1,
+        *base.latent_shape(
+            config.frames or defaults.frames, config.height or defaults.height, config.width or defaults.width
+        ),
+    )
+    if noise is None:
+        noise = offset_noise(shape, composition.noise_offset, generator(seed, "noise"))
+    steps = config.steps or defaults.steps
+    with torch.no_grad(), ExitStack() as stack, base.autocast():
+        for concept, _ in composition.concepts:
+            stack.enter_context(base.attached(*concept.sets.values()))
+        x = noise.to(base.device, torch.float32)
+        if composition.inversion is not None and composition.inversion.strength > 0:
+            s = composition.inversion.strength
+            x = s**0.5 * invert(base, composition.inversion.latents.to(x), steps=steps) + (1 - s) ** 0.5 * x
+        guidance = defaults.guidance if config.guidance is None else config.guidance
+        branches = [prompt] if guidance == 1 else [config.negative, prompt]
+        stack.enter_context(_guided(base, composition.appearance, len(branches)))
+        return _denoise(base, x, branches, guidance, steps, config.sampler, composition.concepts, on_step)
+
+
+def _denoise(
+    base: VideoBase,
+    x: Tensor,
+    branches: list[str],
+    guidance: float,
+    steps: int,
+    sampler: str,
+    concepts: Sequence[tuple[ConceptFile, Weight]],
+    on_step: Callable[[int, int], None],
+) -> Tensor:
+    """eps = eps_u + guidance (eps_c - eps_u), both branches in one batch, the unconditional one first."""
+    kind, options = _SAMPLERS[sampler]
+    scheduler = kind.from_config(base.parts.scheduler.config, clip_sample=False, **options)
+    scheduler.set_timesteps(steps, device=base.device)
+    text = base.encode_text(branches)
+    for number, t in enumerate(scheduler.timesteps):
+        for concept, weight in concepts:
+            for adapters in concept.sets.values():
+                if not isinstance(adapters.kind, Word):  # A word is used by naming it, not by degree.
+                    adapters.scale(weight.at(number / max(1, steps - 1)))
+        prediction = base.predict(x.expand(len(branches), *x.shape[1:]), t.expand(len(branches)), text).float()
+        if len(branches) == 2:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + guidance * (conditional - unconditional)
+        x = scheduler.step(prediction, t, x).prev_sample
+        on_step(number + 1, steps)
+    return x
+
+
+def _guided(base: VideoBase, appearance: Appearance | None, branches: int):
+    if appearance is None:
+        return base.given()
+    vector = appearance.vector.to(base.device)
+    conditional, unconditional = appearance.strength
+    if branches == 1:
+        return base.given(appearance=vector, strength=conditional)
+    strength = torch.tensor([unconditional, conditional])
+    return base.given(appearance=torch.cat([torch.zeros_like(vector), vector]), strength=strength)
+
+
+@torch.no_grad()
+def invert(base: VideoBase, latents: Tensor, *, steps: int) -> Tensor:
+    """DDIM inversion (official code): t = 0, s, 2s, ..., empty prompt, no guidance, no appearance.
+
+        x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next) eps
+
+    with abar_next = 0 at the end, where the result is pure eps. (B, C, F, h, w) -> the same shape.
+    """
+    process, stride = base.process, base.process.steps // steps
+    text = base.encode_text([""]).expand(len(latents), -1, -1)
+    x = latents
+    with base.given():
+        for t in range(0, process.steps, stride):
+            now = torch.full((len(x),), t, device=x.device)
+            prediction = base.predict(x, now, text).float()
+            clean, eps = process.clean(prediction, x, now), process.noise(prediction, x, now)
+            abar = process.abar[t + stride].item() if t + stride < process.steps else 0.0
+            x = abar**0.5 * clean + (1 - abar) ** 0.5 * eps
+    return x
+
+
+def check_base(base: VideoBase, concepts: Iterable[ConceptFile]) -> None:
+    """Refuse concepts that were learned on another base.
+
+    Raises:
+        BadFile: with the names of both bases.
+    """
+    for concept in concepts:
+        meta = concept.meta
+        # Rounding to half precision moves a weight by 0.4 % at most; another base has other weights.
+        same = not meta.fingerprint or (
+            len(meta.fingerprint) == len(base.fingerprint)
+            and all(
+                abs(ours - theirs) <= 0.01 * max(abs(ours), abs(theirs), 1e-4)
+                for ours, theirs in zip(base.fingerprint, meta.fingerprint, strict=True)
+            )
+        )
+        if meta.family != base.family or not same:
+            raise BadFile(
+                f"{concept.path or meta.name} was learned on base {meta.base} ({meta.family}), "
+                f"not on {base.name} ({base.family}): name its base with --base"
+            )

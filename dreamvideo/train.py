@@ -1,0 +1,265 @@
+"""The training loop. There is one."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dreamvideo.adapters.file import ConceptFile, Meta
+from dreamvideo.adapters.graft import AdapterSet
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept
+from dreamvideo.data import Data, order
+from dreamvideo.diffusion import Draw, generator
+from dreamvideo.errors import Interrupted, RunFailed
+from dreamvideo.methods.method import Stage
+from dreamvideo.recipe import Recipe, TrainConfig
+from dreamvideo.run import Run, State
+from dreamvideo.stopping import stopping
+
+__all__ = ["Progress", "fit"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told after every update."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+
+
+def fit(
+    recipe: Recipe,
+    base: VideoBase,
+    concept: Concept,
+    folder: Path,
+    *,
+    restart: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_preview: Callable[[ConceptFile, Path], None] | None = None,
+) -> ConceptFile:
+    """Learn `concept` into `folder`, going on from where an earlier run of the same recipe stopped.
+
+    On a CPU the result of a run that was stopped and continued is, bit for bit, that of one left alone: every step's
+    randomness is made from the step's number.
+
+    Raises:
+        BadConfig: `folder` holds a run of another recipe.
+        RunFailed: the loss is not finite; the last good state is kept.
+        Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
+    """
+    run = Run(folder, recipe, restart=restart)
+    if (done := run.finished()) is not None:
+        return done
+    begun = time.monotonic()
+    loop = _Loop(recipe, base, concept, run, on_step, on_preview)
+    state = run.load_state()
+    how = recipe.train
+    with (
+        stopping() as stopped,
+        base.learning(rematerialise=how.rematerialise, dropout=how.dropout, compile=how.compile),
+    ):
+        for number in range(state.stage, len(loop.stages)):
+            state = loop.learn(number, state, stopped)
+    facts = {
+        "versions": {name: version(name) for name in ("dreamvideo", "torch", "diffusers", "transformers")},
+        "device": torch.cuda.get_device_name() if base.device.type == "cuda" else base.device.type,
+        "processes": loop.accelerator.num_processes,
+        "seconds": round(time.monotonic() - begun, 2),
+        "peak_memory_bytes": _peak_memory(base.device),
+    }
+    if loop.accelerator.is_main_process:
+        run.finish(loop.concept_file(), facts)
+    loop.accelerator.wait_for_everyone()
+    return run.finished()
+
+
+class _Loop:
+    """What the stages of one run share."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: VideoBase,
+        concept: Concept,
+        run: Run,
+        on_step: Callable[[Progress], None],
+        on_preview: Callable[[ConceptFile, Path], None] | None,
+    ) -> None:
+        self.recipe, self.base, self.concept, self.run = recipe, base, concept, run
+        self.on_step, self.on_preview = on_step, on_preview
+        self.config: TrainConfig = recipe.train
+        self.stages: Sequence[Stage] = recipe.method.stages(base, concept, seed=recipe.train.seed)
+        half = base.dtype == torch.float16
+        self.accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=base.device.type == "cpu")
+        wants = frozenset().union(*(stage.wants for stage in self.stages))
+        with self.accelerator.main_process_first():
+            self.data = Data(base, concept, recipe.data, prompt=recipe.method.prompt, wants=wants, cache=run.cache)
+
+    @property
+    def sets(self) -> dict[str, AdapterSet]:
+        """Everything that any stage learns, by its name in the file."""
+        return {name: adapters for stage in self.stages for name, adapters in stage.learn.items()}
+
+    def steps(self, stage: Stage) -> int:
+        return stage.steps if self.config.steps is None else self.config.steps
+
+    def concept_file(self) -> ConceptFile:
+        """The concept as it is now."""
+        method = self.recipe.plain()["method"]
+        meta = Meta(
+            name=self.concept.name,
+            role=self.recipe.method.role,
+            word=self.concept.word,
+            caption=self.concept.caption,
+            family=self.base.family,
+            base=self.base.name,
+            fingerprint=self.base.fingerprint,
+            licence=self.base.origin.licence,
+            method=method.pop("name"),
+            settings=method,
+            steps={stage.name: self.steps(stage) for stage in self.stages},
+            recipe=self.recipe.digest,
+            sampling=self.recipe.method.sampling(),
+            created_by=f"dreamvideo {version('dreamvideo')}",
+        )
+        return ConceptFile(meta, self.sets)
+
+    def learn(self, number: int, state: State, stopped: Callable[[], bool]) -> State:
+        """Run one stage from `state` to its end."""
+        stage, config, total = self.stages[number], self.config, self.steps(self.stages[number])
+        if state.tensors:
+            state.restore_sets(self.sets)
+        for adapters in stage.hold.values():
+            adapters.requires_grad_(False)
+        parameters = [p for adapters in stage.learn.values() for p in adapters.requires_grad_(True).parameters()]
+        with self.base.attached(*stage.hold.values(), *stage.learn.values()):
+            # Attaching has moved the sets to the base's device, where the optimizer wants them.
+            self.data.encode_text()
+            plain = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay)
+            optimizer = self.accelerator.prepare(plain)
+            if state.step:
+                state.restore_optimizer(optimizer, self.accelerator.scaler)
+            batches = self.batches(skip=state.step)
+            for step in range(state.step + 1, total + 1):
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.lr * min(1.0, step / max(1, config.warmup))
+                row = self.update(stage, step, batches, parameters, optimizer)
+                if self.accelerator.is_main_process:
+                    # Before the state: a row without its state is dropped when going on, the other way round is a gap.
+                    self.run.log({"stage": number, "name": stage.name, "step": step, **row})
+                last, stop = step == total, self.agreed(stopped())
+                if last or stop or step % config.save_every == 0:
+                    following = State.of(number + 1, 0, self.sets, None, None)
+                    scaler = self.accelerator.scaler
+                    self.save(stage, step, following if last else State.of(number, step, self.sets, optimizer, scaler))
+                self.report(stage, step, row)
+                if stop and not (last and stage is self.stages[-1]):
+                    raise Interrupted(
+                        f"stopped after step {step} of {total} of stage {stage.name}; "
+                        "the same command goes on from here"
+                    )
+        return State(stage=number + 1)
+
+    def batches(self, *, skip: int) -> Iterator[list[int]]:
+        """This process's batches, after those of `skip` updates."""
+        processes = self.accelerator.num_processes
+        everyone = order(len(self.data), self.config.batch, seed=self.config.seed, config=self.recipe.data)
+        first = skip * self.config.accumulate * processes + self.accelerator.process_index
+        return islice(everyone, first, None, processes)
+
+    def update(
+        self, stage: Stage, step: int, batches: Iterator[list[int]], parameters: list[nn.Parameter], optimizer: Any
+    ) -> dict[str, float]:
+        """One update of the parameters: the mean gradient of `accumulate` batches."""
+        config, sums = self.config, dict[str, float]()
+        for micro in range(config.accumulate):
+            names = (config.seed, stage.name, step, micro, self.accelerator.process_index)
+            draw = Draw(self.base.process, generator(*names))
+            with torch.random.fork_rng(enabled=config.dropout > 0):
+                if config.dropout:
+                    torch.manual_seed(draw.seed())
+                for name, term in self.terms(stage, next(batches), draw):
+                    self.accelerator.backward(term / config.accumulate)
+                    sums[name] = sums.get(name, 0.0) + term.item() / config.accumulate
+        loss = sum(sums.values())
+        if not math.isfinite(loss):
+            raise self.failure(stage, step)
+        self.average(parameters)
+        if config.clip is not None:
+            self.accelerator.unscale_gradients(optimizer)
+            nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"loss": loss, **sums}
+
+    def terms(self, stage: Stage, numbers: Sequence[int], draw: Draw) -> Iterator[tuple[str, Tensor]]:
+        """The method's terms; autocast covers the forward pass alone."""
+        with self.base.autocast():
+            batch = self.data.batch(numbers, draw, live_text=stage.live_text)
+            terms = self.recipe.method.terms(self.base, self.sets, batch, draw)
+        while True:
+            with self.base.autocast():
+                named = next(terms, None)
+            if named is None:
+                return
+            yield named
+
+    def average(self, parameters: list[nn.Parameter]) -> None:
+        """The mean gradient over processes; adapters are small, so one flat message does."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def agreed(self, stopped: bool) -> bool:
+        """True on every process if a signal came to any."""
+        if self.accelerator.num_processes == 1:
+            return stopped
+        return bool(self.accelerator.reduce(torch.tensor(float(stopped), device=self.accelerator.device)).item())
+
+    def report(self, stage: Stage, step: int, row: Mapping[str, float]) -> None:
+        """Tell what was done, and show a preview where one is due."""
+        every = self.config.preview_every
+        if self.accelerator.is_main_process:
+            self.on_step(Progress(stage.name, step, self.steps(stage), row["loss"]))
+            if self.on_preview is not None and every and step % every == 0:
+                self.on_preview(self.concept_file(), self.run.folder / "samples" / f"{stage.name}-{step:06d}.mp4")
+
+    def save(self, stage: Stage, step: int, state: State) -> None:
+        """Write the state and a checkpoint, unless what was learned is broken."""
+        if not state.finite:
+            raise self.failure(stage, step)
+        if self.accelerator.is_main_process:
+            self.run.save_state(state)
+            self.run.checkpoint(self.concept_file(), stage.name, step)
+        self.accelerator.wait_for_everyone()
+
+    def failure(self, stage: Stage, step: int) -> RunFailed:
+        return RunFailed(
+            f"the loss is not finite at step {step} of stage {stage.name}; the last good state is kept in "
+            f"{self.run.folder / 'state'}; lower the learning rate (--set method.lr={stage.lr / 10:g}) or use "
+            "--dtype fp32, with another --out"
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device on a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

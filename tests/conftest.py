@@ -1,0 +1,62 @@
+"""Tiny bases and toy concepts. No network, no accelerator, one thread."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreamvideo import bases, media
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept, read_concept
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=sorted(bases.available()))
+def base(request: pytest.FixtureRequest) -> VideoBase:
+    """A fresh tiny base of every family."""
+    return bases.available()[request.param].tiny(0)
+
+
+@pytest.fixture
+def unet3d() -> VideoBase:
+    """A fresh tiny base of the paper's family."""
+    return bases.load("tiny")
+
+
+@pytest.fixture(scope="session")
+def dog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three pictures with masks, named `dog`."""
+    folder = tmp_path_factory.mktemp("photos") / "dog"
+    (folder / "masks").mkdir(parents=True)
+    for number, colour in enumerate(((200, 60, 40), (60, 160, 60), (40, 60, 200))):
+        pixels = np.full((24, 24, 3), 230, dtype=np.uint8)
+        pixels[6:18, 4 + 2 * number : 16 + 2 * number] = colour
+        mask = np.zeros((24, 24), dtype=np.uint8)
+        mask[6:18, 4 + 2 * number : 16 + 2 * number] = 255
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of six frames, named `turn`, in which a square moves."""
+    path = tmp_path_factory.mktemp("clips") / "turn.mp4"
+    frames = np.full((6, 32, 32, 3), 220, dtype=np.uint8)
+    for number, frame in enumerate(frames):
+        frame[10:22, 2 + 3 * number : 14 + 3 * number] = (30, 90, 160)
+    media.write_video(path, frames, fps=8)
+    return path
+
+
+@pytest.fixture(scope="session")
+def subject_concept(dog: Path) -> Concept:
+    return read_concept(dog, kind="image", word="dog")
+
+
+@pytest.fixture(scope="session")
+def motion_concept(turn: Path) -> Concept:
+    return read_concept(turn, kind="clip", caption="a car turning")

@@ -1,0 +1,305 @@
+"""The architecture, checked: who imports whom, how long things may be, what is never written, what may be set."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import typer
+
+import dreamvideo
+from dreamvideo import config, methods
+from dreamvideo.cli import app
+from dreamvideo.data import DataConfig
+from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
+
+# -- what holds -------------------------------------------------------------------------------------------------------
+
+# Module -> what it may import of ours, besides `errors` and `files`, which all may. The first row that fits counts;
+# `adapters.*` is everything in adapters/, `methods` alone the package's own face. A new module needs a row, unless it
+# is a method, a base or a kind of adapter: those have theirs.
+FREE = {"errors", "files"}
+BELOW_API = "adapters.* bases bases.base concept config data diffusion media methods recipe run sample train"
+ARROWS = {
+    # row 0: what knows nothing of the rest
+    **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "catalogue"), ""),
+    "adapters.file": "adapters.*",
+    "adapters": "",
+    "adapters.*": "adapters.graft adapters.ports",
+    # row 1: what is learned on, and from
+    "concept": "media",
+    "bases": "bases.base",
+    "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.text diffusion",
+    "bases.*": "adapters.ports bases.base bases.images bases.parts",
+    # row 2: how
+    "data": "bases.base concept diffusion media",
+    "methods": "methods.method",
+    "methods.*": "methods.method adapters.* bases.base concept data diffusion",
+    # row 3: doing it
+    "recipe": "methods methods.method bases.base concept data config",
+    "run": "recipe adapters.file config",
+    "train": "run recipe data concept bases.base adapters.* methods.method diffusion stopping",
+    "sample": "bases.base adapters.* diffusion",
+    "official": "official.*",
+    "official.*": "official.* adapters.*",
+    # rows 4 to 6: the edges
+    "api": BELOW_API,
+    "demo": f"api {BELOW_API}",
+    "cli": "api catalogue concept config demo media official sample",
+    "__main__": "cli",
+    "__init__": "api adapters.file sample",
+}
+LAZY = {"cli", "__init__"}  # where our own modules may be imported late, so that the command line answers at once
+
+LINES = {"methods.*": 200, "train": 250, "*": 400}
+FUNCTION_LINES = 60
+LONG_FUNCTIONS = {  # name -> why it may be longer
+    "cli.generate": "one line for every option; typer reads them from the signature",
+}
+
+# The command line is frozen here: whatever else can be set is --set section.field=value. A new option is a decision.
+# >>> fill in: command -> its options
+OPTIONS = {
+    "subject": "--base --device --dtype --image-encoder --json --method --name --out --recipe --restart --set --steps "
+    "--word",
+    "motion": "--base --caption --device --dtype --image-encoder --json --method --name --out --recipe --restart --set "
+    "--steps",
+    "generate": "--appearance --appearance-strength --base --count --device --dtype --fps --frames --from --guidance "
+    "--height --image-encoder --inversion --inversion-strength --json --motion --negative --noise-offset --out "
+    "--sampler --seed --steps --subject --width",
+    "bases": "--json",
+    "methods": "--json",
+}
+# <<<
+
+# -- reading the source -----------------------------------------------------------------------------------------------
+
+ROOT = Path(dreamvideo.__file__).parent
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _name(file: Path) -> str:
+    """bases/unet3d.py -> bases.unet3d; a package's `__init__` has the package's name."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+SOURCES = {_name(file): file.read_text(encoding="utf-8") for file in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
+
+
+def _all(*kinds: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    """Every node of these kinds, as ("module:line", node)."""
+    for name, tree in TREES.items():
+        yield from ((f"{name}:{node.lineno}", node) for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+def _taken(tree: ast.AST) -> Iterator[tuple[str, str | None, str]]:
+    """What a tree imports of ours: (module, name in it or None for the module itself, name here)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            ours = [alias for alias in node.names if alias.name.split(".")[0] == "dreamvideo"]
+            yield from ((alias.name.partition(".")[2] or "__init__", None, alias.asname or "") for alias in ours)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dreamvideo":
+            home = node.module.partition(".")[2]
+            for alias in node.names:
+                inner = f"{home}.{alias.name}".lstrip(".")
+                is_module = inner in TREES
+                yield (
+                    inner if is_module else home or "__init__",
+                    None if is_module else alias.name,
+                    (alias.asname or alias.name),
+                )
+
+
+IMPORTS = {name: {module for module, _, _ in _taken(tree)} for name, tree in TREES.items()}
+
+
+def _exported(tree: ast.Module) -> list[str] | None:
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            return ast.literal_eval(node.value)
+    return None
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_follow_the_arrows(name: str) -> None:
+    rows = [row for pattern, row in ARROWS.items() if fnmatchcase(name, pattern)]
+    assert rows, f"{name} has no row in ARROWS"
+    allowed = rows[0].split()
+    assert [m for m in IMPORTS[name] - FREE if not any(fnmatchcase(m, pattern) for pattern in allowed)] == []
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    TopologicalSorter(IMPORTS).prepare()
+
+
+def test_our_modules_are_imported_absolutely_and_at_the_top() -> None:
+    assert [place for place, node in _all(ast.ImportFrom) if node.level] == []
+    late = [
+        f"{name}: {module}"
+        for name, tree in TREES.items()
+        if name not in LAZY
+        for node in ast.walk(tree)
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.If, ast.Try))
+        for module, _, _ in _taken(node)
+    ]
+    assert late == []
+
+
+@pytest.mark.parametrize("module", ["dreamvideo", "dreamvideo.cli"])
+def test_importing_is_light(module: str) -> None:
+    program = f"import sys, {module}; print(*{{'torch', 'diffusers', 'transformers'}} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_all_is_sorted_and_true(name: str) -> None:
+    exported = _exported(TREES[name])
+    assert exported is not None, "no __all__"
+    assert exported == sorted(set(exported), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert {n for n in exported if not n.isidentifier()} == set()
+    if name != "__main__":
+        module = importlib.import_module(f"dreamvideo.{name}" if name != "__init__" else "dreamvideo")
+        assert [n for n in exported if getattr(module, n, None) is None] == []
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_all_is_complete(name: str) -> None:
+    """A module's `__all__` holds its public functions and whatever another module takes from it.
+
+    The commands of the command line are taken by typer.
+    """
+    public = set()
+    if name != "cli":
+        public = {n.name for n in TREES[name].body if isinstance(n, FUNCTIONS) and not n.name.startswith("_")}
+    for tree in TREES.values():
+        modules = {here for module, inner, here in _taken(tree) if module == name and inner is None}
+        public |= {inner for module, inner, _ in _taken(tree) if module == name and inner is not None}
+        public |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+        }
+    assert sorted(public - set(_exported(TREES[name]) or ())) == []
+
+
+# -- size and manners -------------------------------------------------------------------------------------------------
+
+
+def test_files_are_short() -> None:
+    def limit(name: str) -> int:
+        return next(lines for pattern, lines in LINES.items() if fnmatchcase(name, pattern))
+
+    lengths = {name: source.count("\n") for name, source in SOURCES.items()}
+    assert {name: length for name, length in lengths.items() if length > limit(name)} == {}
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{place.partition(':')[0]}.{node.name}": node.end_lineno - node.lineno + 1 for place, node in _all(*FUNCTIONS)
+    }
+    long = {name: length for name, length in lengths.items() if length > FUNCTION_LINES}
+    assert {name: length for name, length in long.items() if name not in LONG_FUNCTIONS} == {}
+    assert LONG_FUNCTIONS.keys() <= long.keys(), "an exception that is not needed any more"
+
+
+def test_what_is_never_written() -> None:
+    calls = [place for place, node in _all(ast.Call) if getattr(node.func, "id", "") == "hasattr"]
+    broad = [
+        place
+        for place, node in _all(ast.ExceptHandler)
+        if node.type is None or ({"Exception", "BaseException"} & {getattr(n, "id", "") for n in ast.walk(node.type)})
+    ]
+    assert [place for place, _ in _all(ast.Global)] == []
+    assert calls == []
+    assert [place for place in broad if not place.startswith("cli:")] == []
+
+
+def test_public_signatures_name_their_arguments() -> None:
+    open_ended = [f"{place} {node.name}" for place, node in _all(*FUNCTIONS) if node.args.kwarg]
+    assert [place for place in open_ended if not place.split()[1].startswith("_") or place.endswith("__")] == []
+
+
+def test_nothing_is_written_into_other_modules() -> None:
+    wrong = []
+    for name, tree in TREES.items():
+        imports = [node for node in tree.body if isinstance(node, ast.Import)]
+        modules = {alias.asname or alias.name.split(".")[0] for node in imports for alias in node.names}
+        modules |= {here for _, inner, here in _taken(tree) if inner is None}
+        wrong += [
+            f"{name}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del))
+            if isinstance(node.value, ast.Name) and node.value.id in modules
+        ]
+    assert wrong == []
+
+
+def test_our_classes_inherit_once() -> None:
+    """The errors are a tree by design; every other class is abstract or final."""
+    deep = set()
+    for name in TREES.keys() - {"errors", "__main__", "__init__"}:
+        for _, kind in inspect.getmembers(importlib.import_module(f"dreamvideo.{name}"), inspect.isclass):
+            ours = [c for c in kind.__mro__[1:] if c.__module__.startswith("dreamvideo.")]
+            if len(ours) > 1 and kind.__module__ not in ("dreamvideo.errors",):
+                deep.add(kind.__qualname__)
+    assert deep == set()
+
+
+# -- what may be set --------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_read() -> None:
+    def read(tree: ast.AST, of: str | None = None) -> set[str]:
+        nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)]
+        return {n.attr for n in nodes if of is None or getattr(n.value, "id", None) == of}
+
+    anywhere = set().union(*(read(tree) for tree in TREES.values()))
+    unread = {}
+    for kind in (TrainConfig, DataConfig, *methods.available().values()):
+        own = kind not in (TrainConfig, DataConfig)  # a method reads its settings itself
+        seen = read(ast.parse(inspect.getsource(kind)), of="self") if own else anywhere
+        unread[kind.__name__] = {field.name for field in dataclasses.fields(kind)} - seen
+    assert {name: fields for name, fields in unread.items() if fields} == {}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").rglob("*")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_every_recipe_builds(file: Path) -> None:
+    if file.is_dir():
+        assert file.name in methods.available()
+        assert (file / f"{DEFAULT}.toml").is_file()
+        return
+    values = config.read_toml(file)
+    several = values.pop(SEVERAL, {})
+    kinds = {"method": methods.find(file.parent.name), "train": TrainConfig, "data": DataConfig}
+    for recipe in (values, config.merged(values, several)):
+        assert recipe.keys() <= kinds.keys()
+        built = {name: config.build(kind, recipe.get(name, {}), where=name) for name, kind in kinds.items()}
+        stated = {(name, field) for name, section in recipe.items() for field in section}
+        assert {(n, f) for n, f in stated if getattr(built[n], f) != recipe[n][f]} == set()
+
+
+def test_every_method_has_a_recipe() -> None:
+    assert {file.parent.name for file in (ROOT / "recipes").glob(f"*/{DEFAULT}.toml")} == methods.available().keys()
+
+
+def test_the_command_line_is_frozen() -> None:
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: {option for p in command.params if p.param_type_name == "option" for option in p.opts}
+        for name, command in commands.items()
+    }
+    assert found == {name: set(options.split()) for name, options in OPTIONS.items()}
