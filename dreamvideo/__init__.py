@@ -1,11 +1,11 @@
 """DreamVideo: learn a subject from pictures, a motion from clips, and make videos of any subject in any motion.
 
-    import dreamvideo as dv
+import dreamvideo as dv
 
-    base = dv.load_base("tiny")
-    dog = dv.learn(base, "photos/dog", method="dreamvideo-subject", word="dog")
-    turn = dv.learn(base, "clips/turn", method="dreamvideo-motion", caption="a car turning on the road")
-    dv.generate(base, "a <dog> turning on the road", concepts=[dog, turn], seed=3).save("dog_turns.mp4")
+base = dv.load_base("tiny")
+dog = dv.learn(base, "photos/dog", method="dreamvideo-subject", word="dog")
+turn = dv.learn(base, "clips/turn", method="dreamvideo-motion", caption="a car turning on the road")
+dv.generate(base, "a <dog> turning on the road", concepts=[dog, turn], seed=3).save("dog_turns.mp4")
 """
 
 import importlib

@@ -135,45 +135,27 @@ def generate(
     Raises:
         BadInput: a file, a prompt or a setting will not do.
     """
-    files = [concept if isinstance(concept, ConceptFile) else load(concept) for concept in concepts]
-    if weights and len(weights) != len(files):
-        raise BadInput(f"{len(weights)} weights for {len(files)} concepts")
-    given = [None] * len(files) if not weights else list(weights)
-    weighted = [
-        (
-            file,
-            file.meta.sampling.weight
-            if weight is None
-            else weight
-            if isinstance(weight, Weight)
-            else Weight.parse(weight),
-        )
-        for file, weight in zip(files, given, strict=True)
-    ]
     config = config or SampleConfig()
-    offset = (
-        max([file.meta.sampling.noise_offset for file in files], default=0.0) if noise_offset is None else noise_offset
-    )
+    weighted = _weighted(concepts, weights)
+    files = [file for file, _ in weighted]
+    learned_offset = max((file.meta.sampling.noise_offset for file in files), default=0.0)
     composition = Composition(
         concepts=weighted,
         appearance=_appearance(base, files, appearance, appearance_strength),
-        noise_offset=offset,
+        noise_offset=learned_offset if noise_offset is None else noise_offset,
         inversion=None if inversion is None else _inversion(base, inversion, inversion_strength, config),
     )
     frames = _sampled(base, _worded(prompt, files), composition, config, seed, on_step)
+    origin = base.origin
     made = {
         "created_by": f"dreamvideo {version('dreamvideo')}",
-        "base": {
-            "reference": base.origin.reference,
-            "image_encoder": base.origin.image_encoder,
-            "dtype": base.precision,
-        },
+        "base": {"reference": origin.reference, "image_encoder": origin.image_encoder, "dtype": base.precision},
         "prompt": prompt,
         "concepts": [{**_file(file.path), "name": file.meta.name, "weight": str(weight)} for file, weight in weighted],
-        "appearance": None if appearance is None else _file(Path(appearance)),
-        "appearance_strength": None if composition.appearance is None else list(composition.appearance.strength),
-        "inversion": None if inversion is None else {**_file(Path(inversion)), "strength": inversion_strength},
-        "noise_offset": offset,
+        "appearance": appearance and _file(appearance),
+        "appearance_strength": composition.appearance and list(composition.appearance.strength),
+        "inversion": inversion and {**_file(inversion), "strength": inversion_strength},
+        "noise_offset": composition.noise_offset,
         "seed": seed,
         "config": plain(config),
     }
@@ -226,6 +208,20 @@ def _sampled(
     latents = sample.generate(base, prompt, composition, config, seed=seed, on_step=on_step)
     pixels = base.decode(latents)[0].permute(1, 2, 3, 0)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+
+
+def _weighted(
+    concepts: Sequence[ConceptFile | str | Path], weights: Sequence[Weight | float | str | None]
+) -> list[tuple[ConceptFile, Weight]]:
+    """Every concept with its weight, the file's own where none is given."""
+    if weights and len(weights) != len(concepts):
+        raise BadInput(f"{len(weights)} weights for {len(concepts)} concepts")
+    weighted = []
+    for concept, weight in zip(concepts, weights or [None] * len(concepts), strict=True):
+        file = concept if isinstance(concept, ConceptFile) else load(concept)
+        given = Weight.parse(weight) if isinstance(weight, (int, float, str)) else weight
+        weighted.append((file, given or file.meta.sampling.weight))
+    return weighted
 
 
 def _worded(prompt: str, files: Sequence[ConceptFile]) -> str:
@@ -283,8 +279,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _file(path: Path | None) -> dict[str, str]:
-    """How a video's JSON names a file that it needs."""
-    if path is None:
-        return {}
-    return {"path": str(path.resolve()), "sha256": _sha256(path)}
+def _file(path: str | Path | None) -> dict[str, str]:
+    """How a video's JSON names a file that it needs; nothing for a concept that has no file."""
+    return {} if path is None else {"path": str(Path(path).resolve()), "sha256": _sha256(Path(path))}

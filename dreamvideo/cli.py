@@ -40,6 +40,13 @@ class Sampler(StrEnum):
     unipc = "unipc"
 
 
+class Placement(StrEnum):
+    """Of an adapter, beside its branch or after it."""
+
+    parallel = "parallel"
+    serial = "serial"
+
+
 class Format(StrEnum):
     """What `convert` writes."""
 
@@ -238,6 +245,78 @@ def methods(json: Json = False) -> None:
     _say([asdict(e) for e in entries], _table(lines), as_json=json)
 
 
+@app.command()
+def convert(
+    sources: Annotated[list[Path], typer.Argument(help="Files of the official code, of diffusers, or ours.")],
+    out: Annotated[Path, typer.Option(help="The file or folder to write.")],
+    to: Annotated[Format, typer.Option(help="What to write.")] = Format.dreamvideo,
+    name: Name = None,
+    word: Annotated[str | None, typer.Option(help="The class word of a subject.")] = None,
+    caption: Annotated[str | None, typer.Option(help="What happens in a motion's clips.")] = None,
+    placement: Annotated[Placement, typer.Option(help="Of adapters in official files.")] = Placement.parallel,
+    layers: Annotated[int, typer.Option(help="Residual blocks a level, of the base of official adapters.")] = 2,
+    appearance_strength: Annotated[
+        tuple[float, float], typer.Option(help="Of an official motion; 1 1 if it was learned from one clip.")
+    ] = (1.0, 0.0),
+    json: Json = False,
+) -> None:
+    """Read and write the files of the official code, and words for diffusers."""
+    from dreamvideo import convert
+
+    facts = convert.Facts(
+        name=name, word=word, caption=caption, placement=placement.value, layers=layers,
+        appearance_strength=appearance_strength,
+    )  # fmt: skip
+    written = [str(path) for path in convert.convert(sources, out, to=to.value, facts=facts)]
+    _say({"files": written}, "\n".join(written), as_json=json)
+
+
+@app.command()
+def inspect(
+    thing: Annotated[Path, typer.Argument(help="A concept's folder, a clip, a file of weights, a base's folder.")],
+    frames: Annotated[int, typer.Option(help="Frames that a clip would be sampled to.")] = 32,
+    fps: Annotated[int, typer.Option(help="Rate that a clip would be sampled at.")] = 8,
+    json: Json = False,
+) -> None:
+    """Show what a folder or a file holds, and what would be used of it."""
+    from dreamvideo.describe import describe
+
+    if thing.suffix.lower() in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
+        from dreamvideo import official
+
+        found = official.describe(thing)
+    else:
+        found = describe(thing, frames=frames, fps=fps)
+    _say(found, "\n".join(_outline(found)), as_json=json)
+    if found.get("problems"):
+        sys.exit(BadInput.exit_code)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this machine can run, what is missing, and how to get it."""
+    from dreamvideo.doctor import examine
+
+    findings = examine()
+    lines = [("ok" if f.fine else "no", f.what, f.found, "" if f.fine else f.remedy) for f in findings]
+    _say([asdict(finding) for finding in findings], _table(lines), as_json=json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for videos and index.html.")] = Path("demo"),
+    base: Base = DEFAULT_BASE,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of each stage.")] = 100,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """The whole story on example inputs: a subject, a motion, both together, on a page."""
+    from dreamvideo.demo import demo
+
+    page = demo(_base(base, dtype, device, None), out, steps=steps, on_stage=lambda line: typer.echo(line, err=True))
+    typer.echo(page)
+
+
 def _base(reference: str, dtype: str, device: str, image_encoder: str | None) -> Any:
     from dreamvideo import api
 
@@ -275,6 +354,25 @@ def _say(value: Any, text: str, *, as_json: bool) -> None:
         typer.echo(json.dumps(value, ensure_ascii=False, default=str))
     else:
         typer.echo(text)
+
+
+def _outline(value: Any, indent: str = "") -> Iterator[str]:
+    """Nested plain data as indented lines; what is empty is left out."""
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield f"{indent}{name}"
+            yield from _outline(item, indent + "  ")
+        elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):
+            yield f"{indent}{name}"
+            for part in item:
+                first, *rest = _outline(part)
+                yield f"{indent}- {first}"
+                yield from (f"{indent}  {line}" for line in rest)
+        elif isinstance(item, (list, tuple)):
+            if item:
+                yield f"{indent}{name}: {', '.join(map(str, item))}"
+        elif item is not None:
+            yield f"{indent}{name}: {item}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

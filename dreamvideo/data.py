@@ -7,6 +7,7 @@ official code does, without encoding again.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +102,7 @@ class Data:
         config: DataConfig,
         *,
         prompt: Callable[[Concept, Example], str],
-        wants: frozenset[str],
+        wants: AbstractSet[str],
         cache: Path | None = None,
     ) -> None:
         """Encode every example once, or read what `cache` holds of it from an earlier run."""
@@ -119,7 +120,7 @@ class Data:
         example: Example,
         config: DataConfig,
         prompt: Callable[[Concept, Example], str],
-        wants: frozenset[str],
+        wants: AbstractSet[str],
         cache: Path | None,
     ) -> _Item:
         base, defaults = self.base, self.base.defaults

@@ -13,14 +13,14 @@ from dreamvideo import api, media
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.files import write_text
 
-__all__ = ["demo"]
+__all__ = ["demo", "draw_motion", "draw_subject"]
 
-SIDE = 128  # pixels of the example inputs
-FRAMES = 16
+_SIDE = 128  # pixels of the example inputs
+_FRAMES = 16
 
-RANDOM_WEIGHTS = (
-    "This base has random weights: everything below was really learned and sampled, but a random denoiser can only make "
-    "noise. It shows that the whole path runs on this machine, not what the method can do."
+_RANDOM_WEIGHTS = (
+    "This base has random weights: everything below was really learned and sampled, but a random denoiser makes noise. "
+    "It shows that the whole path runs on this machine, not what the method can do."
 )
 
 
@@ -66,7 +66,7 @@ def demo(base: VideoBase, folder: Path, *, steps: int, on_stage: Callable[[str],
     ]
     templates = Environment(loader=PackageLoader("dreamvideo"), autoescape=select_autoescape())
     page = folder / "index.html"
-    note = RANDOM_WEIGHTS if base.name == base.tiny_name else None
+    note = _RANDOM_WEIGHTS if base.name == base.tiny_name else None
     seconds = f"{time.monotonic() - begun:.0f}"
     text = templates.get_template("demo.html").render(base=base.name, note=note, seconds=seconds, sections=sections)
     write_text(page, text)
@@ -83,9 +83,9 @@ def draw_subject(folder: Path) -> list[Path]:
     places = ((0.5, 0.52, 0.8), (0.38, 0.6, 0.62), (0.62, 0.45, 0.7), (0.5, 0.58, 0.9))
     paths = []
     for number, (ground, (x, y, size)) in enumerate(zip(grounds, places, strict=True)):
-        picture, mask = Image.new("RGB", (SIDE, SIDE), ground), Image.new("L", (SIDE, SIDE), 0)
-        _robot(picture, x * SIDE, y * SIDE, size * SIDE / 2, mask=False)
-        _robot(mask, x * SIDE, y * SIDE, size * SIDE / 2, mask=True)
+        picture, mask = Image.new("RGB", (_SIDE, _SIDE), ground), Image.new("L", (_SIDE, _SIDE), 0)
+        _robot(picture, x * _SIDE, y * _SIDE, size * _SIDE / 2, mask=False)
+        _robot(mask, x * _SIDE, y * _SIDE, size * _SIDE / 2, mask=True)
         paths.append(folder / f"{number}.png")
         media.write_video(paths[-1], np.asarray(picture)[None], fps=1)
         media.write_video(folder / "masks" / f"{number}.png", np.asarray(mask.convert("RGB"))[None], fps=1)
@@ -112,12 +112,12 @@ def _robot(image: Image.Image, x: float, y: float, r: float, *, mask: bool) -> N
 def draw_motion(path: Path) -> Path:
     """A clip of a ball that bounces twice while it crosses the picture."""
     frames = []
-    for frame in range(FRAMES):
-        progress = frame / (FRAMES - 1)
-        x, y = SIDE * (0.15 + 0.7 * progress), SIDE * (0.8 - 0.55 * abs(np.sin(2 * np.pi * progress)))
-        image = Image.new("RGB", (SIDE, SIDE), (205, 225, 240))
+    for frame in range(_FRAMES):
+        progress = frame / (_FRAMES - 1)
+        x, y = _SIDE * (0.15 + 0.7 * progress), _SIDE * (0.8 - 0.55 * abs(np.sin(2 * np.pi * progress)))
+        image = Image.new("RGB", (_SIDE, _SIDE), (205, 225, 240))
         pen = ImageDraw.Draw(image)
-        pen.rectangle((0, 0.88 * SIDE, SIDE, SIDE), fill=(120, 160, 100))
+        pen.rectangle((0, 0.88 * _SIDE, _SIDE, _SIDE), fill=(120, 160, 100))
         pen.ellipse((x - 11, y - 11, x + 11, y + 11), fill=(60, 90, 200))
         frames.append(np.asarray(image))
     media.write_video(path, np.stack(frames), fps=8)

@@ -11,6 +11,7 @@ from dreamvideo.media import FRAME_LIMIT, plan_frames
 
 __all__ = ["describe"]
 
+
 def describe(path: str | Path, *, frames: int, fps: int) -> dict[str, Any]:
     """Describe a folder, a media file or a list of them.
 

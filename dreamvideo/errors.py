@@ -1,14 +1,14 @@
 """What can go wrong, as types. Every message is one line: what, which, and what to do.
 
-    DreamVideoError            exit code 1
-    ├── BadInput               exit code 2   a file, a folder, an option or a prompt cannot be used
-    │   ├── BadConfig          a recipe or a setting
-    │   ├── BadMedia           a picture or a clip
-    │   ├── BadFile            an adapter file or a checkpoint
-    │   ├── MissingWeights     a base that is not on this machine
-    │   └── Unsupported        a method or an adapter that this base cannot carry
-    ├── RunFailed              learning cannot go on; the last good state is kept
-    └── Interrupted            exit code 130  stopped by a signal, after saving
+DreamVideoError            exit code 1
+├── BadInput               exit code 2   a file, a folder, an option or a prompt cannot be used
+│   ├── BadConfig          a recipe or a setting
+│   ├── BadMedia           a picture or a clip
+│   ├── BadFile            an adapter file or a checkpoint
+│   ├── MissingWeights     a base that is not on this machine
+│   └── Unsupported        a method or an adapter that this base cannot carry
+├── RunFailed              learning cannot go on; the last good state is kept
+└── Interrupted            exit code 130  stopped by a signal, after saving
 """
 
 __all__ = [

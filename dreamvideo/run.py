@@ -7,12 +7,16 @@ cache/           encoded examples               run.json       versions, device,
 """
 
 import json
+import resource
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,7 +51,7 @@ class State:
     """Of the gradient scaler, in fp16."""
 
     @classmethod
-    def of(cls, stage: int, step: int, sets: Sets, optimizer: Any, scaler: Any) -> "State":
+    def of(cls, stage: int, step: int, sets: Sets, optimizer: Any = None, scaler: Any = None) -> "State":
         """A copy of what is learned. `optimizer` is None between stages."""
         tensors = {f"set/{s}/{n}": t.cpu().clone() for s, a in sets.items() for n, t in a.state_dict().items()}
         if optimizer is None:
@@ -115,12 +119,18 @@ class Run:
         """The result, if the run is done."""
         return load(self.result) if self.result.exists() else None
 
-    def finish(self, concept: ConceptFile, facts: Mapping[str, Any]) -> ConceptFile:
-        """Write the result; the state is no longer needed."""
+    def finish(self, concept: ConceptFile, device: torch.device, *, seconds: float, processes: int) -> None:
+        """Write the result and what it took; the state is no longer needed."""
+        facts = {
+            "versions": {name: version(name) for name in ("dreamvideo", "torch", "diffusers", "transformers")},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": processes,
+            "seconds": seconds,
+            "peak_memory_bytes": _peak_memory(device),
+        }
         write_json(self.folder / "run.json", facts)
         save(self.result, concept)
         shutil.rmtree(self.folder / "state", ignore_errors=True)
-        return load(self.result)
 
     def checkpoint(self, concept: ConceptFile, stage: str, step: int) -> None:
         """Keep the concept as it is now."""
@@ -158,3 +168,11 @@ class Run:
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         kept = [row for row in rows if (row["stage"], row["step"]) <= (state.stage, state.step)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device on a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -15,13 +15,14 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import generator, offset_noise
 from dreamvideo.errors import BadFile, BadInput
 
-__all__ = ["Appearance", "Composition", "Inversion", "SampleConfig", "generate", "invert"]
+__all__ = ["Appearance", "Composition", "Inversion", "SampleConfig", "check_base", "generate", "invert"]
 
 # DDIM as the official sampler runs it: 50 steps are t = 981, 961, ..., 1, and the last one ends at abar_0.
 _SAMPLERS = {
     "ddim": (DDIMScheduler, {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}),
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
+    # With "leading" these two would begin at t = 951, where the signal is already to be seen.
+    "dpm++": (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace", "algorithm_type": "dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {"timestep_spacing": "linspace"}),
 }
 
 

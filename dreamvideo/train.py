@@ -1,8 +1,6 @@
 """The training loop. There is one."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dreamvideo.adapters.file import ConceptFile, Meta
+from dreamvideo.adapters.file import ConceptFile, Meta, load
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept
@@ -73,17 +71,11 @@ def fit(
     ):
         for number in range(state.stage, len(loop.stages)):
             state = loop.learn(number, state, stopped)
-    facts = {
-        "versions": {name: version(name) for name in ("dreamvideo", "torch", "diffusers", "transformers")},
-        "device": torch.cuda.get_device_name() if base.device.type == "cuda" else base.device.type,
-        "processes": loop.accelerator.num_processes,
-        "seconds": round(time.monotonic() - begun, 2),
-        "peak_memory_bytes": _peak_memory(base.device),
-    }
     if loop.accelerator.is_main_process:
-        run.finish(loop.concept_file(), facts)
+        seconds = round(time.monotonic() - begun, 2)
+        run.finish(loop.concept_file(), base.device, seconds=seconds, processes=loop.accelerator.num_processes)
     loop.accelerator.wait_for_everyone()
-    return run.finished()
+    return load(run.result)
 
 
 class _Loop:
@@ -162,15 +154,12 @@ class _Loop:
                     self.run.log({"stage": number, "name": stage.name, "step": step, **row})
                 last, stop = step == total, self.agreed(stopped())
                 if last or stop or step % config.save_every == 0:
-                    following = State.of(number + 1, 0, self.sets, None, None)
-                    scaler = self.accelerator.scaler
-                    self.save(stage, step, following if last else State.of(number, step, self.sets, optimizer, scaler))
+                    going_on = State.of(number, step, self.sets, optimizer, self.accelerator.scaler)
+                    self.save(stage, step, State.of(number + 1, 0, self.sets) if last else going_on)
                 self.report(stage, step, row)
                 if stop and not (last and stage is self.stages[-1]):
-                    raise Interrupted(
-                        f"stopped after step {step} of {total} of stage {stage.name}; "
-                        "the same command goes on from here"
-                    )
+                    where = f"step {step} of {total} of stage {stage.name}"
+                    raise Interrupted(f"stopped after {where}; the same command goes on from here")
         return State(stage=number + 1)
 
     def batches(self, *, skip: int) -> Iterator[list[int]]:
@@ -255,11 +244,3 @@ class _Loop:
             f"{self.run.folder / 'state'}; lower the learning rate (--set method.lr={stage.lr / 10:g}) or use "
             "--dtype fp32, with another --out"
         )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the device on a GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

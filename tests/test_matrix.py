@@ -109,7 +109,9 @@ def test_opened_ports_compute_what_stock_blocks_do(base: VideoBase):
     assert torch.equal(base.encode_text(["a dog", ""]), text)
 
 
-def test_only_the_learned_sets_receive_gradients(method: Method, base: VideoBase, concept: Concept, stages: list[Stage]):
+def test_only_the_learned_sets_receive_gradients(
+    method: Method, base: VideoBase, concept: Concept, stages: list[Stage]
+):
     for stage in stages:
         for adapters in every_set(stages):
             for p in adapters.requires_grad_(False).parameters():

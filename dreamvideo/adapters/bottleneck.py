@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dreamvideo.adapters.graft import Kind, Site
 from dreamvideo.adapters.ports import Condition
 
-__all__ = ["Bottleneck"]
+__all__ = ["Bottleneck", "Form"]
 
 Form = Literal["bottleneck", "linear bottleneck", "linear", "nonlinear"]
 
@@ -49,9 +49,7 @@ class Bottleneck(Kind):
 class _Adapter(nn.Module):
     """`forward` maps the stream (N, L, width) and the condition to a delta of the stream's shape."""
 
-    def __init__(
-        self, width: int, hidden: int, condition: int | None, form: Form, generator: torch.Generator
-    ) -> None:
+    def __init__(self, width: int, hidden: int, condition: int | None, form: Form, generator: torch.Generator) -> None:
         super().__init__()
         self.condition = None if condition is None else _linear(condition, width, generator)
         self.down = _linear(width, hidden, generator) if "bottleneck" in form else None

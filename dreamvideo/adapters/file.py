@@ -21,7 +21,7 @@ from dreamvideo.adapters.words import Word
 from dreamvideo.errors import BadFile
 from dreamvideo.files import whole
 
-__all__ = ["ConceptFile", "Meta", "Sampling", "load", "read_meta", "save"]
+__all__ = ["HEADER", "ConceptFile", "Meta", "Sampling", "load", "read_meta", "save"]
 
 FORMAT = "dreamvideo-1"
 HEADER = "dreamvideo"

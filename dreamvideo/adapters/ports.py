@@ -53,8 +53,8 @@ class Givens:
         self.rematerialise = False
 
     @contextmanager
-    def using(self, **values: Any) -> Iterator[None]:
-        """Set some of the fields for the length of a block."""
+    def using(self, values: Mapping[str, Any]) -> Iterator[None]:
+        """Set some of the fields, by name, for the length of a block."""
         before = {name: vars(self)[name] for name in values}
         vars(self).update(values)
         try:

@@ -24,9 +24,7 @@ def available() -> dict[str, type[VideoBase]]:
     return {family.family: family for family in families}
 
 
-def load(
-    reference: str, *, dtype: str = "auto", device: str = "cpu", image_encoder: str | None = None
-) -> VideoBase:
+def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_encoder: str | None = None) -> VideoBase:
     """A base by bundled name, folder in diffusers' layout, or hub id.
 
     Args:

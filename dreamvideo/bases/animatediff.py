@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dreamvideo.adapters.ports import Givens
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import latent_shape, load_parts, tiny_parts
+from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
 from dreamvideo.errors import Unsupported
 
 __all__ = ["FAMILY"]
@@ -57,7 +57,7 @@ class AnimateDiff(VideoBase):
     ) -> "AnimateDiff":
         denoiser = UNetMotionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)
-        side = 8 * denoiser.config.sample_size if denoiser.config.sample_size else 512
+        side = factor(parts) * (denoiser.config.sample_size or 64)
         defaults = Defaults(frames=16, height=side, width=side, fps=8, guidance=7.5)
         return cls(origin, parts=parts, defaults=defaults)
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -187,6 +188,23 @@ class VideoBase(ABC):
         return self
 
     @final
+    def save(self, folder: str | Path) -> None:
+        """Write all parts in diffusers' layout, as `load` and stock pipelines read them. Detach everything first."""
+        folder, parts = Path(folder), self.parts
+        places = {
+            "unet": parts.denoiser,
+            "vae": parts.vae,
+            "text_encoder": parts.text_encoder,
+            "tokenizer": parts.tokenizer,
+            "scheduler": parts.scheduler,
+            "image_encoder": parts.image_encoder,
+        }
+        for name, part in places.items():
+            if part is not None:
+                part.save_pretrained(folder / name)
+        self.pipeline().save_config(folder)
+
+    @final
     def sites(self, axis: str, ports: tuple[str, ...]) -> tuple[Site, ...]:
         """All places of the given axis and ports, in the model's order.
 
@@ -263,7 +281,7 @@ class VideoBase(ABC):
         if appearance is not None:
             factor = torch.as_tensor(strength, dtype=appearance.dtype, device=appearance.device)
             condition = Condition(appearance, factor.reshape(-1, 1, 1))
-        with self.givens.using(condition=condition, bypass_time=bypass_time):
+        with self.givens.using({"condition": condition, "bypass_time": bypass_time}):
             yield
 
     @final
@@ -286,7 +304,7 @@ class VideoBase(ABC):
         if compile:
             denoiser.compile()
         try:
-            with self.givens.using(rematerialise=rematerialise):
+            with self.givens.using({"rematerialise": rematerialise}):
                 yield
         finally:
             denoiser._compiled_call_impl = None  # What nn.Module.compile sets; it has no undoing of its own.

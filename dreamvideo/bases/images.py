@@ -41,7 +41,5 @@ def embed_images(encoder: Any, pixels: Tensor) -> Tensor:
     size = (encoder.config.image_size,) * 2
     frames = F.interpolate((frames + 1) / 2, size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD))
-    vectors = [
-        encoder(((part - mean) / std).to(encoder.dtype)).image_embeds.float() for part in frames.split(_SLICE)
-    ]
+    vectors = [encoder(((part - mean) / std).to(encoder.dtype)).image_embeds.float() for part in frames.split(_SLICE)]
     return torch.cat(vectors).unflatten(0, (len(pixels), pixels.shape[2]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dreamvideo.adapters.ports import Givens, rematerialised
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import latent_shape, load_parts, tiny_parts
+from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
 
 __all__ = ["FAMILY"]
 
@@ -75,7 +75,7 @@ class UNet3D(VideoBase):
     ) -> "UNet3D":
         denoiser = UNet3DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)
-        side = 8 * denoiser.config.sample_size if denoiser.config.sample_size else 256
+        side = factor(parts) * (denoiser.config.sample_size or 32)
         # DreamVideo samples 32 frames of 256 x 256 at 8 fps (paper, section 4.1).
         defaults = Defaults(frames=32, height=side, width=side, fps=8)
         return cls(origin, parts=parts, defaults=defaults)

@@ -17,16 +17,16 @@ from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
 from dreamvideo.errors import BadInput, MissingWeights
-from dreamvideo.methods.method import Method, Stage, denoising, initial_word, subject_prompt
+from dreamvideo.methods.method import Method, Stage, Want, denoising, initial_word, subject_prompt
 
 __all__ = ["METHODS"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamVideoSubject(Method):
-    """Subject learning (paper, section 3.2): first the textual identity, then the identity adapter.
+    """Subject learning: first the textual identity, a word, then the identity adapter.
 
-    Both minimise || m eps - m eps_theta(x_t, t, c("a S*")) ||^2 on single frames; the adapter is
+    Paper, section 3.2. Both minimise || m eps - m eps_theta(x_t, t, c("a S*")) ||^2 on single frames; the adapter is
 
         h' = h + gelu(h W_down) W_up
 
@@ -56,7 +56,7 @@ class DreamVideoSubject(Method):
     """Skip the layers that mix frames; the official code runs them on one frame."""
 
     def stages(self, base: VideoBase, concept: Concept, *, seed: int) -> tuple[Stage, ...]:
-        wants = frozenset({"mask"} if self.mask else ())
+        wants: set[Want] = {"mask"} if self.mask else set()
         kind = Bottleneck(hidden=self.hidden, placement=self.placement, form=self.form)
         identity = {"identity": AdapterSet(kind, base.sites("space", ("attn2",)), seed=seed)}
         if self.word_steps == 0:
@@ -82,7 +82,9 @@ class DreamVideoSubject(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class DreamVideoMotion(Method):
-    """Motion learning with appearance guidance (paper, section 3.3, eq. 3-4):
+    """Motion learning: the motion adapter, with appearance guidance.
+
+    Paper, section 3.3, eq. 3-4:
 
         h' = h + gelu((h + e W_cond) W_down) W_up
 
@@ -118,7 +120,7 @@ class DreamVideoMotion(Method):
         width = base.image_width if self.condition else None
         kind = Bottleneck(hidden=self.hidden, condition=width, placement=self.placement, form=self.form)
         motion = {"motion": AdapterSet(kind, base.sites("time", self.ports), seed=seed)}
-        wants = frozenset({"mask", "appearance"} if self.condition else {"mask"})
+        wants: set[Want] = {"mask", "appearance"} if self.condition else {"mask"}
         return (Stage(name="motion", learn=motion, steps=self.steps, lr=self.lr, wants=wants),)
 
     def prompt(self, concept: Concept, example: Example) -> str:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -16,7 +17,7 @@ from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
 from dreamvideo.errors import BadInput
 
-__all__ = ["Method", "Stage", "denoising", "initial_word", "subject_prompt"]
+__all__ = ["Method", "Stage", "Want", "denoising", "initial_word", "subject_prompt"]
 
 Want = Literal["mask", "appearance"]
 
@@ -34,7 +35,7 @@ class Stage:
     lr: float
     live_text: bool = False
     """Text is encoded in every step, with gradient, because a word is being learned."""
-    wants: frozenset[Want] = frozenset()
+    wants: AbstractSet[Want] = frozenset()
     """What a batch holds beside latents and text; only that is computed."""
 
 

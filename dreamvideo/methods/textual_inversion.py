@@ -12,14 +12,17 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
-from dreamvideo.methods.method import Method, Stage, denoising, initial_word, subject_prompt
+from dreamvideo.methods.method import Method, Stage, Want, denoising, initial_word, subject_prompt
 
 __all__ = ["METHODS"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion(Method):
-    """min over v of || eps - eps_theta(x_t, t, c(v)) ||^2, v the token vectors of "S*" in "a S*"."""
+    """A word, and nothing else, is learned.
+
+    min over v of || eps - eps_theta(x_t, t, c(v)) ||^2, v the token vectors of "S*" in "a S*".
+    """
 
     name: ClassVar[str] = "textual-inversion"
     learns: ClassVar = "image"
@@ -38,7 +41,7 @@ class TextualInversion(Method):
 
     def stages(self, base: VideoBase, concept: Concept, *, seed: int) -> tuple[Stage]:
         word = initial_word(base, concept, vectors=self.vectors)
-        wants = frozenset({"mask"} if self.mask else ())
+        wants: set[Want] = {"mask"} if self.mask else set()
         return (Stage(name="word", learn={"word": word}, steps=self.steps, lr=self.lr, live_text=True, wants=wants),)
 
     def prompt(self, concept: Concept, example: Example) -> str:
