@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
-from dreamvideo.concept import read_concept
+from dreamvideo.concept import Concept, read_concept
 from dreamvideo.config import build, plain
 from dreamvideo.data import to_pixels
 from dreamvideo.errors import BadFile, BadInput
@@ -29,6 +30,8 @@ from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig
 __all__ = ["Video", "generate", "learn", "load_base", "regenerate"]
 
 DEFAULT_BASE = "tiny"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def learn(
     """
     kind = methods.find(method).learns
     concept = read_concept(source, kind=kind, name=name, word=word, caption=caption)
+    for line in _remarks(concept):
+        _log.warning(line)
     resolved = resolve(method, base, concept, recipe=recipe, settings=settings)
 
     def preview(learned: ConceptFile, path: Path) -> None:
@@ -135,7 +140,7 @@ def generate(
     Raises:
         BadInput: a file, a prompt or a setting will not do.
     """
-    config = config or SampleConfig()
+    config = (config or SampleConfig()).filled(base.defaults)
     weighted = _weighted(concepts, weights)
     files = [file for file, _ in weighted]
     learned_offset = max((file.meta.sampling.noise_offset for file in files), default=0.0)
@@ -159,7 +164,7 @@ def generate(
         "seed": seed,
         "config": plain(config),
     }
-    return Video(frames, config.fps or base.defaults.fps, made)
+    return Video(frames, config.fps, made)
 
 
 def regenerate(path: str | Path, *, device: str = "auto") -> Video:
@@ -196,6 +201,16 @@ def regenerate(path: str | Path, *, device: str = "auto") -> Video:
     )
 
 
+def _remarks(concept: Concept) -> list[str]:
+    """What is worth knowing before anything is learned: what is left out, and what is odd about the rest."""
+    files: dict[str, list[str]] = {}
+    for example in concept.examples:
+        for note in example.notes:
+            files.setdefault(note, []).append(example.path.name)
+    left_out = [f"{left.path.name} is left out: {left.why}" for left in concept.left_out]
+    return [*left_out, *(f"{note} ({', '.join(names)})" for note, names in files.items())]
+
+
 def _sampled(
     base: VideoBase,
     prompt: str,
@@ -226,9 +241,12 @@ def _weighted(
 
 def _worded(prompt: str, files: Sequence[ConceptFile]) -> str:
     """The prompt with the papers' `*` written as the one subject's learned word."""
-    if "*" not in prompt.split():
-        return prompt
     words = [adapters.kind.name for file in files for adapters in file.sets.values() if isinstance(adapters.kind, Word)]
+    if "*" not in prompt.split():
+        for word in words:
+            if f"<{word}>" not in prompt:
+                _log.warning("the prompt does not name <%s>, which was learned as the subject's word", word)
+        return prompt
     if len(words) != 1:
         raise BadInput(f"prompt {prompt!r}: * stands for one learned word, but {len(words)} are given; write <name>")
     return " ".join(f"<{words[0]}>" if part == "*" else part for part in prompt.split())
@@ -250,6 +268,7 @@ def _appearance(
         return None
     width, learned = guided[0]
     if picture is None:
+        _log.warning("no appearance picture: motions that were learned with appearance guidance get the zero vector")
         return Appearance(vector=torch.zeros(1, 1, width), strength=strength or learned)
     size = (base.defaults.height, base.defaults.width)
     pixels = to_pixels(media.crop_wide(media.read_image(Path(picture)).pixels, size)[None])
@@ -260,16 +279,8 @@ def _inversion(base: VideoBase, clip: str | Path, strength: float, config: Sampl
     """The latents of a clip, its window beginning at its first frame."""
     if not 0 <= strength <= 1:
         raise BadInput(f"--inversion-strength {strength}: between 0 and 1")
-    defaults = base.defaults
-    size = (config.height or defaults.height, config.width or defaults.width)
-    read = media.read_clip(Path(clip), size=size)
-    plan = media.plan_frames(
-        len(read.frames),
-        read.fps,
-        frames=config.frames or defaults.frames,
-        rate=config.fps or defaults.fps,
-        short="loop",
-    )
+    read = media.read_clip(Path(clip), size=(config.height, config.width))
+    plan = media.plan_frames(len(read.frames), read.fps, frames=config.frames, rate=config.fps, short="loop")
     mean, _ = base.encode_video(to_pixels(read.frames[list(plan.indices(plan.starts[0]))]))
     return Inversion(latents=mean, strength=strength)
 

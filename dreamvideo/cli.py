@@ -331,13 +331,14 @@ def _base(reference: str, dtype: str, device: str, image_encoder: str | None) ->
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
     """A progress bar with the time left, on standard error; `advance(stage, done, total, remark)`."""
-    bar: tqdm | None = None
+    bar, current = None, ""
 
     def advance(stage: str, done: int, total: int, remark: str) -> None:
-        nonlocal bar
-        if bar is None or bar.desc != f"{stage}: ":
+        nonlocal bar, current
+        if bar is None or stage != current:
             if bar is not None:
                 bar.close()
+            current = stage
             bar = tqdm(desc=stage, total=total, initial=done - 1, unit="step", dynamic_ncols=True, file=sys.stderr)
         bar.set_postfix_str(remark, refresh=False)
         bar.update()

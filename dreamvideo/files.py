@@ -32,15 +32,17 @@ def whole(target: str | Path) -> Iterator[Path]:
         raise BadInput(f"{target}: cannot be written ({error.strerror}); choose another place") from error
     try:
         draft = room / target.name
+        (room / "plain").touch()
         yield draft
         if draft.is_dir():
             if target.is_dir():
                 os.replace(target, room / "replaced")
-            os.replace(draft, target)
         else:
             with open(draft, "rb") as written:
                 os.fsync(written.fileno())
-            os.replace(draft, target)
+            # Some libraries write for the owner's eyes only; a result is a file like any other.
+            os.chmod(draft, (room / "plain").stat().st_mode)
+        os.replace(draft, target)
     finally:
         shutil.rmtree(room, ignore_errors=True)
 

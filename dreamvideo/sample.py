@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
-from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.base import Defaults, VideoBase
 from dreamvideo.diffusion import generator, offset_noise
 from dreamvideo.errors import BadFile, BadInput
 
@@ -41,7 +41,7 @@ class SampleConfig:
     guidance: float | None = None
     """Classifier-free guidance; 1 runs the conditional branch alone."""
     sampler: str = "ddim"
-    """`ddim`, or `dpm++` or `unipc`, which need about half the steps."""
+    """`ddim`, or `dpm++` or `unipc`, made for fewer steps."""
     negative: str = ""
     """Prompt of the unconditional branch."""
 
@@ -52,6 +52,11 @@ class SampleConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"--{name} {value}: at least 1")
+
+    def filled(self, defaults: Defaults) -> "SampleConfig":
+        """With the base's own values for what is unset."""
+        unset = {name: value for name, value in asdict(defaults).items() if getattr(self, name) is None}
+        return replace(self, **unset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,41 +111,34 @@ def generate(
         BadInput: a size that the base cannot carry, or a word of the prompt that was not learned.
     """
     check_base(base, (concept for concept, _ in composition.concepts))
-    defaults = base.defaults
-    shape = (
-        1,
-        *base.latent_shape(
-            config.frames or defaults.frames, config.height or defaults.height, config.width or defaults.width
-        ),
-    )
+    config = config.filled(base.defaults)
     if noise is None:
+        shape = (1, *base.latent_shape(config.frames, config.height, config.width))
         noise = offset_noise(shape, composition.noise_offset, generator(seed, "noise"))
-    steps = config.steps or defaults.steps
     with torch.no_grad(), ExitStack() as stack, base.autocast():
         for concept, _ in composition.concepts:
             stack.enter_context(base.attached(*concept.sets.values()))
         x = noise.to(base.device, torch.float32)
         if composition.inversion is not None and composition.inversion.strength > 0:
             s = composition.inversion.strength
-            x = s**0.5 * invert(base, composition.inversion.latents.to(x), steps=steps) + (1 - s) ** 0.5 * x
-        guidance = defaults.guidance if config.guidance is None else config.guidance
-        branches = [prompt] if guidance == 1 else [config.negative, prompt]
+            inverted = invert(base, composition.inversion.latents.to(x), steps=config.steps)
+            x = s**0.5 * inverted + (1 - s) ** 0.5 * x
+        branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
         stack.enter_context(_guided(base, composition.appearance, len(branches)))
-        return _denoise(base, x, branches, guidance, steps, config.sampler, composition.concepts, on_step)
+        return _denoise(base, x, branches, config, composition.concepts, on_step)
 
 
 def _denoise(
     base: VideoBase,
     x: Tensor,
     branches: list[str],
-    guidance: float,
-    steps: int,
-    sampler: str,
+    config: SampleConfig,
     concepts: Sequence[tuple[ConceptFile, Weight]],
     on_step: Callable[[int, int], None],
 ) -> Tensor:
     """eps = eps_u + guidance (eps_c - eps_u), both branches in one batch, the unconditional one first."""
-    kind, options = _SAMPLERS[sampler]
+    steps, guidance = config.steps, config.guidance
+    kind, options = _SAMPLERS[config.sampler]
     scheduler = kind.from_config(base.parts.scheduler.config, clip_sample=False, **options)
     scheduler.set_timesteps(steps, device=base.device)
     text = base.encode_text(branches)

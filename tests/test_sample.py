@@ -150,6 +150,13 @@ def test_any_number_of_concepts_takes_part_and_none_stays(unet3d: VideoBase):
     assert torch.equal(made(), alone)
 
 
+def test_two_subjects_of_one_name_are_refused_and_nothing_stays(unet3d: VideoBase):
+    composition = Composition(concepts=[(identity(unet3d), Weight()), (identity(unet3d), Weight())])
+    with pytest.raises(BadInput, match="two subjects are named dog"):
+        sample.generate(unet3d, "a <dog>", composition, SampleConfig(steps=1), seed=0)
+    assert unet3d._attached == []
+
+
 def test_weights_follow_their_schedule(unet3d: VideoBase):
     base, moving = unet3d, motion(unet3d)
     config = SampleConfig(frames=2, steps=5)

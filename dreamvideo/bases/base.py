@@ -16,7 +16,7 @@ from dreamvideo.adapters.words import Word
 from dreamvideo.bases.images import embed_images
 from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import Process, process_of
-from dreamvideo.errors import BadFile, MissingWeights, Unsupported
+from dreamvideo.errors import BadFile, BadInput, MissingWeights, Unsupported
 
 __all__ = ["DTYPES", "TOKENS", "Defaults", "Origin", "Parts", "VideoBase"]
 
@@ -241,8 +241,15 @@ class VideoBase(ABC):
 
     @final
     def attach(self, *sets: AdapterSet) -> None:
-        """Lend sets to the base. They act on every call until they are detached."""
+        """Lend sets to the base. They act on every call until they are detached.
+
+        Raises:
+            BadInput: another learned word of the same name is attached.
+            BadFile: the base has no such place.
+        """
         for adapters in sets:
+            if isinstance(adapters.kind, Word) and adapters.kind.name in self._words:
+                raise BadInput(f"two subjects are named {adapters.kind.name}: learn one under another --name")
             adapters.to(device=self.device)
             attach(adapters, self.locate)
             self._attached.append(adapters)
@@ -258,11 +265,14 @@ class VideoBase(ABC):
     @contextmanager
     def attached(self, *sets: AdapterSet) -> Iterator[None]:
         """`attach` for the length of a block."""
-        self.attach(*sets)
+        lent: list[AdapterSet] = []
         try:
+            for adapters in sets:
+                self.attach(adapters)
+                lent.append(adapters)
             yield
         finally:
-            self.detach(*sets)
+            self.detach(*lent)
 
     @final
     @contextmanager
@@ -324,8 +334,7 @@ class VideoBase(ABC):
         Raises:
             BadInput: a prompt names a word that is not attached.
         """
-        words = {a.kind.name: a.kind.vectors for a in self._attached if isinstance(a.kind, Word)}
-        ids = tokenize(self.parts.tokenizer, prompts, words, first=self._embedding.num_embeddings)
+        ids = tokenize(self.parts.tokenizer, prompts, self._words, first=self._embedding.num_embeddings)
         return self.encode_ids(ids.to(self.device))
 
     @final
@@ -356,6 +365,12 @@ class VideoBase(ABC):
         """Width of an image vector, or None where there is no image encoder."""
         encoder = self.parts.image_encoder
         return None if encoder is None else encoder.config.projection_dim
+
+    @final
+    @property
+    def _words(self) -> dict[str, int]:
+        """Attached learned words and their numbers of vectors, in the order of their ids."""
+        return {a.kind.name: a.kind.vectors for a in self._attached if isinstance(a.kind, Word)}
 
     @final
     @property
