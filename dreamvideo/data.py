@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamvideo import media
-from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.base import VideoBase, fingerprint
 from dreamvideo.concept import Concept, Example
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.files import whole
@@ -137,8 +137,8 @@ class Data:
         )
         needed = sorted({i for start in plan.starts for i in plan.indices(start) if i is not None})
         rows: dict[int | None, int] = {source: row for row, source in enumerate(needed)} | {None: len(needed)}
-        wanted = {"latents", "appearance"} if "appearance" in wants else {"latents"}
-        parts = [example.digest, *map(str, size), str(needed), str(base.fingerprint), str(base.dtype), *sorted(wanted)]
+        models = [base.parts.vae, *([base.parts.image_encoder] if "appearance" in wants else [])]
+        parts = [example.digest, str(size), str(needed), base.precision, *(str(fingerprint(model)) for model in models)]
         key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
         tensors = _cached(cache, key, lambda: self._encode(example, size, needed, "appearance" in wants))
         mask = self._mask(example, tuple(latent)) if "mask" in wants and image else None
@@ -212,7 +212,7 @@ def _pick(item: _Item, start: int) -> dict[str, Any]:
     sources = item.plan.indices(start)
     rows = [item.rows[source] for source in sources]
     # A grey frame looks like nothing: guidance takes a real one in its place.
-    real = [row for row, source in zip(rows, sources, strict=True) if source is not None]
+    real = [row for row, source in zip(rows, sources, strict=True) if source is not None] or rows
     looks = [real[place % len(real)] for place in range(len(rows))]
     counted = torch.tensor(item.plan.counted(start)).float().view(1, -1, 1, 1)
     mask = item.mask

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from dreamvideo.errors import BadInput
 
 __all__ = ["whole", "write_json", "write_text"]
@@ -33,7 +35,10 @@ def whole(target: str | Path) -> Iterator[Path]:
     try:
         draft = room / target.name
         (room / "plain").touch()
-        yield draft
+        try:
+            yield draft
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{target}: cannot be written ({error}); make room, or choose another place") from error
         if draft.is_dir():
             if target.is_dir():
                 os.replace(target, room / "replaced")

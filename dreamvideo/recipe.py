@@ -5,7 +5,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from dreamvideo import config, methods
 from dreamvideo.bases.base import VideoBase
@@ -14,9 +17,11 @@ from dreamvideo.data import DataConfig
 from dreamvideo.errors import BadConfig
 from dreamvideo.methods.method import Method
 
-__all__ = ["Recipe", "TrainConfig", "recipes", "resolve"]
+__all__ = ["DEFAULT", "FREE", "SEVERAL", "Recipe", "TrainConfig", "recipes", "resolve"]
 
 DEFAULT = "paper"
+FREE = ("train.save_every", "train.preview_every")
+"""Settings that change nothing that is learned."""
 SEVERAL = "several"
 """The table of a recipe file that is laid over the rest where the concept has more than one example."""
 
@@ -25,27 +30,27 @@ SEVERAL = "several"
 class TrainConfig:
     """What the loop needs to know, whatever the method."""
 
-    batch: int = 4
+    batch: Annotated[int, Field(ge=1)] = 4
     """Examples a step, on each process."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are averaged before an update."""
-    steps: int | None = None
+    steps: Annotated[int | None, Field(ge=1)] = None
     """Updates of every stage, instead of the method's own numbers."""
-    warmup: int = 10
+    warmup: Annotated[int, Field(ge=0)] = 10
     """Updates over which the learning rate rises evenly to its value; then it is constant."""
-    weight_decay: float = 0.0
-    clip: float | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float | None, Field(gt=0)] = None
     """Largest norm of the gradient."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in the frozen denoiser's convolutional blocks while learning; the official code leaves 0.1 on."""
     seed: int = 0
     rematerialise: bool = False
     """Keep no activations inside blocks and compute them again: less memory, about a third more time."""
     compile: bool = False
     """Compile the denoiser; pays for itself in long runs on a GPU."""
-    save_every: int = 200
+    save_every: Annotated[int, Field(ge=1)] = 200
     """Updates between states from which a run can go on, and between checkpoints."""
-    preview_every: int = 0
+    preview_every: Annotated[int, Field(ge=0)] = 0
     """Updates between sample videos; 0: none."""
 
 
@@ -66,8 +71,9 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Hash of the recipe."""
-        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of all that determines the result."""
+        settings = {name: value for name, value in config.flatten(self.plain()).items() if name not in FREE}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def recipes(method: str) -> tuple[str, ...]:
@@ -108,8 +114,14 @@ def resolve(
             "word": concept.word,
             "caption": concept.caption,
             "files": {example.path.name: example.digest[:12] for example in concept.examples},
+            "masks": {example.path.name: _digest(example.mask) for example in concept.examples if example.mask},
+            "captions": {example.path.name: example.caption for example in concept.examples if example.caption},
         },
         method=config.build(methods.find(method), values.get("method", {}), where="method"),
         train=config.build(TrainConfig, values.get("train", {}), where="train"),
         data=config.build(DataConfig, values.get("data", {}), where="data"),
     )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -26,14 +26,11 @@ from dreamvideo.adapters.file import ConceptFile, load, save
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.errors import BadConfig
 from dreamvideo.files import whole, write_json, write_text
-from dreamvideo.recipe import Recipe
+from dreamvideo.recipe import FREE, Recipe
 
 __all__ = ["Run", "State"]
 
 Sets = Mapping[str, AdapterSet]
-
-# How often to save and preview changes nothing that is learned.
-_FREE = ("train.save_every", "train.preview_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,9 @@ class State:
         return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
 
     def restore_sets(self, sets: Sets) -> None:
-        """Copy what was learned back into `sets`."""
+        """Copy what was learned, if anything was, back into `sets`."""
+        if not self.tensors:
+            return
         for name, adapters in sets.items():
             start = f"set/{name}/"
             own = {key.removeprefix(start): t for key, t in self.tensors.items() if key.startswith(start)}
@@ -94,14 +93,14 @@ class Run:
         """
         self.folder = folder
         self.result = folder / f"{recipe.concept['name']}.safetensors"
-        if restart:
+        known = folder / "recipe.toml"
+        if restart and known.exists():
             for name in ("state", "checkpoints", "samples"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in ("recipe.toml", "metrics.jsonl", "run.json", self.result.name):
                 (folder / name).unlink(missing_ok=True)
-        known = folder / "recipe.toml"
         if known.exists():
-            changed = config.differences(config.read_toml(known), recipe.plain(), ignore=_FREE)
+            changed = config.differences(config.read_toml(known), recipe.plain(), ignore=FREE)
             if changed:
                 raise BadConfig(
                     f"{folder} holds a run of another recipe ({'; '.join(changed[:3])}"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,19 @@ def fit(
         RunFailed: the loss is not finite; the last good state is kept.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
+    # What the method cannot use is refused before anything is written.
+    stages = recipe.method.stages(base, concept, seed=recipe.train.seed)
+    for example in concept.examples:
+        recipe.method.prompt(concept, example)
     run = Run(folder, recipe, restart=restart)
     if (done := run.finished()) is not None:
         return done
     begun = time.monotonic()
-    loop = _Loop(recipe, base, concept, run, on_step, on_preview)
+    loop = _Loop(recipe, base, concept, run, stages, on_step, on_preview)
     state = run.load_state()
-    how = recipe.train
-    with (
-        stopping() as stopped,
-        base.learning(rematerialise=how.rematerialise, dropout=how.dropout, compile=how.compile),
-    ):
+    state.restore_sets(loop.sets)
+    how = {name: getattr(recipe.train, name) for name in ("rematerialise", "dropout", "compile")}
+    with stopping() as stopped, base.learning(**how):
         for number in range(state.stage, len(loop.stages)):
             state = loop.learn(number, state, stopped)
     if loop.accelerator.is_main_process:
@@ -87,15 +89,16 @@ class _Loop:
         base: VideoBase,
         concept: Concept,
         run: Run,
+        stages: Sequence[Stage],
         on_step: Callable[[Progress], None],
         on_preview: Callable[[ConceptFile, Path], None] | None,
     ) -> None:
-        self.recipe, self.base, self.concept, self.run = recipe, base, concept, run
+        self.recipe, self.base, self.concept, self.run, self.stages = recipe, base, concept, run, stages
         self.on_step, self.on_preview = on_step, on_preview
         self.config: TrainConfig = recipe.train
-        self.stages: Sequence[Stage] = recipe.method.stages(base, concept, seed=recipe.train.seed)
-        half = base.dtype == torch.float16
-        self.accelerator = Accelerator(mixed_precision="fp16" if half else "no", cpu=base.device.type == "cpu")
+        self.accelerator = Accelerator(cpu=base.device.type == "cpu")
+        # Only fp16 needs it; disabled, it hands everything through.
+        self.scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
         wants = frozenset().union(*(stage.wants for stage in self.stages))
         with self.accelerator.main_process_first():
             self.data = Data(base, concept, recipe.data, prompt=recipe.method.prompt, wants=wants, cache=run.cache)
@@ -108,8 +111,11 @@ class _Loop:
     def steps(self, stage: Stage) -> int:
         return stage.steps if self.config.steps is None else self.config.steps
 
-    def concept_file(self) -> ConceptFile:
-        """The concept as it is now."""
+    def concept_file(self, stage: Stage | None = None, step: int = 0) -> ConceptFile:
+        """The concept as it is now: after `step` updates of `stage`, or at the end."""
+        steps = {each.name: self.steps(each) for each in takewhile(lambda each: each is not stage, self.stages)}
+        if stage is not None:
+            steps[stage.name] = step
         method = self.recipe.plain()["method"]
         meta = Meta(
             name=self.concept.name,
@@ -122,7 +128,7 @@ class _Loop:
             licence=self.base.origin.licence,
             method=method.pop("name"),
             settings=method,
-            steps={stage.name: self.steps(stage) for stage in self.stages},
+            steps=steps,
             recipe=self.recipe.digest,
             sampling=self.recipe.method.sampling(),
             created_by=f"dreamvideo {version('dreamvideo')}",
@@ -132,29 +138,25 @@ class _Loop:
     def learn(self, number: int, state: State, stopped: Callable[[], bool]) -> State:
         """Run one stage from `state` to its end."""
         stage, config, total = self.stages[number], self.config, self.steps(self.stages[number])
-        if state.tensors:
-            state.restore_sets(self.sets)
         for adapters in stage.hold.values():
             adapters.requires_grad_(False)
         parameters = [p for adapters in stage.learn.values() for p in adapters.requires_grad_(True).parameters()]
         with self.base.attached(*stage.hold.values(), *stage.learn.values()):
             # Attaching has moved the sets to the base's device, where the optimizer wants them.
             self.data.encode_text()
-            plain = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay)
-            optimizer = self.accelerator.prepare(plain)
+            optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay)
             if state.step:
-                state.restore_optimizer(optimizer, self.accelerator.scaler)
+                state.restore_optimizer(optimizer, self.scaler)
             batches = self.batches(skip=state.step)
             for step in range(state.step + 1, total + 1):
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.lr * min(1.0, step / max(1, config.warmup))
+                optimizer.param_groups[0]["lr"] = stage.lr * min(1.0, step / max(1, config.warmup))
                 row = self.update(stage, step, batches, parameters, optimizer)
                 if self.accelerator.is_main_process:
                     # Before the state: a row without its state is dropped when going on, the other way round is a gap.
                     self.run.log({"stage": number, "name": stage.name, "step": step, **row})
                 last, stop = step == total, self.agreed(stopped())
                 if last or stop or step % config.save_every == 0:
-                    going_on = State.of(number, step, self.sets, optimizer, self.accelerator.scaler)
+                    going_on = State.of(number, step, self.sets, optimizer, self.scaler)
                     self.save(stage, step, State.of(number + 1, 0, self.sets) if last else going_on)
                 self.report(stage, step, row)
                 if stop and not (last and stage is self.stages[-1]):
@@ -173,24 +175,24 @@ class _Loop:
         self, stage: Stage, step: int, batches: Iterator[list[int]], parameters: list[nn.Parameter], optimizer: Any
     ) -> dict[str, float]:
         """One update of the parameters: the mean gradient of `accumulate` batches."""
-        config, sums = self.config, dict[str, float]()
+        config, sums, process = self.config, dict[str, float](), self.accelerator.process_index
         for micro in range(config.accumulate):
-            names = (config.seed, stage.name, step, micro, self.accelerator.process_index)
-            draw = Draw(self.base.process, generator(*names))
+            draw = Draw(self.base.process, generator(config.seed, stage.name, step, micro, process))
             with torch.random.fork_rng(enabled=config.dropout > 0):
                 if config.dropout:
                     torch.manual_seed(draw.seed())
                 for name, term in self.terms(stage, next(batches), draw):
-                    self.accelerator.backward(term / config.accumulate)
+                    self.scaler.scale(term / config.accumulate).backward()
                     sums[name] = sums.get(name, 0.0) + term.item() / config.accumulate
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise self.failure(stage, step)
         self.average(parameters)
         if config.clip is not None:
-            self.accelerator.unscale_gradients(optimizer)
+            self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, config.clip)
-        optimizer.step()
+        self.scaler.step(optimizer)
+        self.scaler.update()
         optimizer.zero_grad()
         return {"loss": loss, **sums}
 
@@ -227,7 +229,9 @@ class _Loop:
         if self.accelerator.is_main_process:
             self.on_step(Progress(stage.name, step, self.steps(stage), row["loss"]))
             if self.on_preview is not None and every and step % every == 0:
-                self.on_preview(self.concept_file(), self.run.folder / "samples" / f"{stage.name}-{step:06d}.mp4")
+                with self.base.resting():
+                    place = self.run.folder / "samples" / f"{stage.name}-{step:06d}.mp4"
+                    self.on_preview(self.concept_file(stage, step), place)
 
     def save(self, stage: Stage, step: int, state: State) -> None:
         """Write the state and a checkpoint, unless what was learned is broken."""
@@ -235,12 +239,11 @@ class _Loop:
             raise self.failure(stage, step)
         if self.accelerator.is_main_process:
             self.run.save_state(state)
-            self.run.checkpoint(self.concept_file(), stage.name, step)
+            self.run.checkpoint(self.concept_file(stage, step), stage.name, step)
         self.accelerator.wait_for_everyone()
 
     def failure(self, stage: Stage, step: int) -> RunFailed:
         return RunFailed(
             f"the loss is not finite at step {step} of stage {stage.name}; the last good state is kept in "
-            f"{self.run.folder / 'state'}; lower the learning rate (--set method.lr={stage.lr / 10:g}) or use "
-            "--dtype fp32, with another --out"
+            f"{self.run.folder / 'state'}; with another --out, learn slower than {stage.lr:g} or use --dtype fp32"
         )

@@ -193,6 +193,11 @@ def test_pick_takes_a_row_of_the_same_sample() -> None:
     assert seen == [{0.0, 1.0, 2.0}, {3.0, 4.0, 5.0}]
 
 
+def test_pick_draws_for_each_sample_by_itself() -> None:
+    picked = a_draw("pick").pick(torch.arange(3.0).view(1, 3, 1).expand(50, 3, 1))
+    assert set(picked.unique().tolist()) == {0.0, 1.0, 2.0}
+
+
 def test_index_covers_its_range() -> None:
     draw = a_draw("index")
     assert {draw.index(5) for _ in range(100)} == set(range(5))

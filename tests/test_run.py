@@ -122,7 +122,6 @@ def test_how_often_to_save_and_preview_may_change(asked: Callable[..., Recipe], 
     Run(tmp_path, asked(save_every=5, preview_every=2))
 
 
-@pytest.mark.xfail(strict=True, reason="it is part of the recipe's hash, and so of the file's bytes")
 def test_how_often_to_save_is_not_in_the_digest(asked: Callable[..., Recipe]) -> None:
     assert asked(save_every=3).digest == asked(save_every=5).digest
 
@@ -151,7 +150,6 @@ def test_several_examples_lay_their_table_over_the_rest(tiny: VideoBase, motion_
     assert set_by_hand.train.batch == 5
 
 
-@pytest.mark.xfail(strict=True, reason="no setting has a range")
 @pytest.mark.parametrize(
     "train",
     [
@@ -192,7 +190,6 @@ def test_restart_forgets_the_run_but_not_the_cache(asked: Callable[..., Recipe],
     assert config.read_toml(tmp_path / "recipe.toml")["train"]["batch"] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="--restart clears any folder that it is given")
 def test_restart_leaves_a_folder_alone_that_holds_no_run(asked: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "mine.wav").write_text("mine", encoding="utf-8")
@@ -322,7 +319,6 @@ def test_checkpoints_are_concepts(asked: Callable[..., Recipe], tmp_path: Path) 
     assert same(load(tmp_path / "checkpoints" / "motion-000020.safetensors").sets["motion"], a_set(4))
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors writes files that only their owner can read")
 def test_what_is_written_can_be_read_by_those_whom_the_umask_lets(asked: Callable[..., Recipe], tmp_path: Path) -> None:
     Run(tmp_path, asked()).finish(a_concept(), torch.device("cpu"), seconds=1.0, processes=1)
     modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("recipe.toml", "turn.safetensors")}
@@ -367,7 +363,6 @@ def test_what_fails_halfway_is_not_there(tmp_path: Path, kind: str) -> None:
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, raises=SafetensorError, reason="ends in a traceback")
 def test_full_disk_is_explained(asked: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **options: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -18,10 +18,10 @@ from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.graft import AdapterSet, Kind, Site
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
-from dreamvideo.errors import BadFile
+from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.files import whole
 
-__all__ = ["HEADER", "ConceptFile", "Meta", "Sampling", "load", "read_meta", "save"]
+__all__ = ["HEADER", "ConceptFile", "Described", "Meta", "Sampling", "load", "read_meta", "save"]
 
 FORMAT = "dreamvideo-1"
 HEADER = "dreamvideo"
@@ -73,12 +73,24 @@ class Meta:
 
 
 @dataclass(frozen=True)
+class Described:
+    """How a set is to be built."""
+
+    kind: str
+    options: Mapping[str, Any]
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
 class ConceptFile:
     """A learned concept: what `learn` returns and `generate` takes."""
 
     meta: Meta
     sets: Mapping[str, AdapterSet]
     path: Path | None = None
+
+
+_SETS = pydantic.TypeAdapter(dict[str, Described])
 
 
 def save(path: str | Path, concept: ConceptFile) -> None:
@@ -94,11 +106,7 @@ def save(path: str | Path, concept: ConceptFile) -> None:
                 raise BadFile(f"{path}: two sets claim the tensor {name}")
             tensors[name] = tensor.cpu().contiguous()
     described = {
-        name: {
-            "kind": adapters.kind.label,
-            "options": asdict(adapters.kind),  # type: ignore[call-overload]
-            "sites": [asdict(site) for site in adapters.sites],
-        }
+        name: asdict(Described(adapters.kind.label, asdict(adapters.kind), adapters.sites))
         for name, adapters in concept.sets.items()
     }
     header = {"format": FORMAT, "sets": described, **asdict(concept.meta)}
@@ -116,21 +124,25 @@ def _header(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path}: not a safetensors file, or only a part of one ({error})") from error
     if text is None:
         raise BadFile(f"{path}: not a concept of ours; `dreamvideo convert` reads other formats")
-    header = json.loads(text)
-    if header.pop("format") != FORMAT:
+    try:
+        header = json.loads(text)
+        form = header.pop("format")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFile(f"{path}: its header is broken") from error
+    if form != FORMAT:
         raise BadFile(f"{path}: made by a newer version of dreamvideo; update to read it")
     return header
 
 
-def read_meta(path: str | Path) -> tuple[Meta, dict[str, Any]]:
-    """What a file says of itself, and its sets as plain data (`kind`, `options`, `sites`), without its tensors.
+def read_meta(path: str | Path) -> tuple[Meta, dict[str, Described]]:
+    """What a file says of itself, and how its sets are to be built, without its tensors.
 
     Raises:
         BadFile: not a concept file, broken, or of a newer format.
     """
     header = _header(Path(path))
-    sets = header.pop("sets")
     try:
+        sets = _SETS.validate_python(header.pop("sets", None))
         return pydantic.TypeAdapter(Meta).validate_python(header), sets
     except pydantic.ValidationError as error:
         raise BadFile(f"{path}: its header is broken: {error.errors()[0]['msg']}") from error
@@ -148,12 +160,16 @@ def load(path: str | Path) -> ConceptFile:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     sets = {}
     for name, parts in described.items():
-        if parts["kind"] not in KINDS:
-            raise BadFile(f"{path}: adapters of kind {parts['kind']!r} are unknown to this version of dreamvideo")
-        kind = pydantic.TypeAdapter(KINDS[parts["kind"]]).validate_python(parts["options"])
-        adapters = AdapterSet(kind, [Site(**site) for site in parts["sites"]])
-        own = {key: tensors.pop(key) for key in adapters.state_dict() if key in tensors}
-        adapters.load_state_dict(own)
+        if parts.kind not in KINDS:
+            raise BadFile(f"{path}: adapters of kind {parts.kind!r} are unknown to this version of dreamvideo")
+        try:
+            kind = pydantic.TypeAdapter(KINDS[parts.kind]).validate_python(parts.options)
+            adapters = AdapterSet(kind, parts.sites)
+            own = {key: tensors.pop(key) for key in adapters.state_dict() if key in tensors}
+            adapters.load_state_dict(own)
+        except (pydantic.ValidationError, BadInput) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+            raise BadFile(f"{path}: its set {name} is broken: {why}") from error
         sets[name] = adapters.requires_grad_(False)
     if tensors or not sets:
         raise BadFile(f"{path}: {len(tensors)} tensors belong to no set in its header")

@@ -42,6 +42,8 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
             return family.tiny(0).to(device)
     if dtype not in (*DTYPES, "auto"):
         raise BadInput(f"--dtype {dtype}: one of auto, {', '.join(DTYPES)}")
+    if dtype == "fp16" and device == "cpu":
+        raise BadInput("--dtype fp16: a CPU cannot compute in it; use fp32 or bf16")
     chosen = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16)
     folder = _folder(reference)
     config = folder / "unet" / "config.json"

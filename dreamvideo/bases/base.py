@@ -18,7 +18,7 @@ from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import Process, process_of
 from dreamvideo.errors import BadFile, BadInput, MissingWeights, Unsupported
 
-__all__ = ["DTYPES", "TOKENS", "Defaults", "Origin", "Parts", "VideoBase"]
+__all__ = ["DTYPES", "TOKENS", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENS = "tokens"
@@ -95,7 +95,7 @@ class VideoBase(ABC):
         self.parts = parts
         self.defaults = defaults
         self.givens = Givens()
-        self.fingerprint = _fingerprint(parts.denoiser)
+        self.fingerprint = fingerprint(parts.denoiser)
         self._attached: list[AdapterSet] = []
         for module in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
             if module is not None:
@@ -323,6 +323,21 @@ class VideoBase(ABC):
                 layer.eval()
 
     @final
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Inside the block nothing of `learning` acts: what is sampled for a look is what sampling will give."""
+        layers = [module for module in self.parts.denoiser.modules() if isinstance(module, nn.Dropout)]
+        before = [layer.training for layer in layers]
+        for layer in layers:
+            layer.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for layer, training in zip(layers, before, strict=True):
+                layer.train(training)
+
+    @final
     def autocast(self) -> torch.autocast:
         """Compute in the dtype of the frozen weights where that is half precision; what is learned stays float32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -378,7 +393,7 @@ class VideoBase(ABC):
         return self.parts.text_encoder.get_input_embeddings()
 
 
-def _fingerprint(denoiser: nn.Module) -> tuple[float, ...]:
-    """One weight from each of 16 tensors spread over the denoiser: another base has others, whatever its name."""
-    tensors = [tensor.detach() for tensor in denoiser.parameters() if tensor.ndim > 1 and not tensor.is_meta]
+def fingerprint(model: nn.Module) -> tuple[float, ...]:
+    """One weight from each of 16 tensors spread over a model: another model has others, whatever its name."""
+    tensors = [tensor.detach() for tensor in model.parameters() if tensor.ndim > 1 and not tensor.is_meta]
     return tuple(float(tensor.flatten()[tensor.numel() // 2]) for tensor in tensors[:: max(1, len(tensors) // 16)][:16])

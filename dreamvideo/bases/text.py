@@ -11,7 +11,8 @@ from dreamvideo.errors import BadInput
 
 __all__ = ["tokenize"]
 
-_WORD = re.compile(r"<([^<>\s]+)>")
+# Spaces within only: "1 < 2 and 3 > 2" names no word.
+_WORD = re.compile(r"<([^<>\s](?:[^<>]*[^<>\s])?)>")
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], words: Mapping[str, int], *, first: int) -> Tensor:

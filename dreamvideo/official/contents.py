@@ -75,8 +75,8 @@ def _concept(path: Path) -> dict[str, Any]:
         "method": meta.method,
         "base": meta.base,
         "steps": dict(meta.steps),
-        "sets": {label: {"kind": parts["kind"], "sites": len(parts["sites"])} for label, parts in sets.items()},
-        "widths": sorted({site["width"] for parts in sets.values() for site in parts["sites"]}),
+        "sets": {label: {"kind": parts.kind, "sites": len(parts.sites)} for label, parts in sets.items()},
+        "widths": sorted({site.width for parts in sets.values() for site in parts.sites}),
     }
 
 
