@@ -186,7 +186,7 @@ def generate(
     from dreamvideo import api, sample
 
     if (prompt is None) == (from_ is None):
-        raise BadInput("give either a prompt or --from VIDEO.json")
+        raise BadInput("give either a prompt or --from VIDEO.mp4.json")
     if from_ is not None:
         saved = [str(api.regenerate(from_, device=device).save(out))]
     else:
@@ -339,7 +339,9 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
             if bar is not None:
                 bar.close()
             current = stage
-            bar = tqdm(desc=stage, total=total, initial=done - 1, unit="step", dynamic_ncols=True, file=sys.stderr)
+            # In a log file a line every half a minute is enough.
+            often = 0.1 if sys.stderr.isatty() else 30
+            bar = tqdm(desc=stage, total=total, initial=done - 1, unit="step", dynamic_ncols=True, mininterval=often)
         bar.set_postfix_str(remark, refresh=False)
         bar.update()
 
