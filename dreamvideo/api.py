@@ -19,6 +19,7 @@ from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
+from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.config import build, plain
 from dreamvideo.data import to_pixels
@@ -28,8 +29,6 @@ from dreamvideo.recipe import resolve
 from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig
 
 __all__ = ["Video", "generate", "learn", "load_base", "regenerate"]
-
-DEFAULT_BASE = "tiny"
 
 _log = logging.getLogger(__name__)
 

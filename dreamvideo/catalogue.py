@@ -5,10 +5,13 @@ a class that states less is an error here and not an empty cell.
 """
 
 import ast
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dreamvideo.bundled import bundled, card
 
 __all__ = ["BaseEntry", "MethodEntry", "bases", "methods"]
 
@@ -51,7 +54,7 @@ def methods() -> tuple[MethodEntry, ...]:
 
 
 def bases() -> tuple[BaseEntry, ...]:
-    """Every family's bases: its random one, those that it knows by hub id, and any folder of its kind.
+    """Every family's bases: bundled ones, its random one, those that it knows by hub id, any folder of its kind.
 
     Raises:
         ValueError: a FAMILY does not state its family, tiny_name or denoiser_class as a literal.
@@ -61,6 +64,10 @@ def bases() -> tuple[BaseEntry, ...]:
         family, summary = _literal(kind, "family"), _summary(kind)
         encoder = _literal(kind, "image_encoder_id", None)
         guided = f"; for appearance guidance also --image-encoder {encoder}" if encoder else ""
+        for name, folder in bundled().items():
+            config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+            if config["_class_name"] == _literal(kind, "denoiser_class"):
+                found.append(BaseEntry(name, family, card(folder).licence, card(folder).summary, "nothing"))
         noise = "Random weights: shows that everything runs, and makes noise."
         found.append(BaseEntry(_literal(kind, "tiny_name"), family, None, noise, "nothing"))
         for name, licence in _literal(kind, "names", {}).items():

@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from dreamvideo import catalogue
+from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
 
@@ -28,8 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-DEFAULT_BASE = "tiny"
 
 
 class Sampler(StrEnum):
@@ -306,7 +305,7 @@ def doctor(json: Json = False) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for videos and index.html.")] = Path("demo"),
     base: Base = DEFAULT_BASE,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of each stage.")] = 100,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates of each stage; else the recipes'.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -320,11 +319,8 @@ def demo(
 def _base(reference: str, dtype: str, device: str, image_encoder: str | None) -> Any:
     from dreamvideo import api
 
-    if reference == DEFAULT_BASE:
-        typer.echo(
-            "base tiny has random weights: it shows that everything runs, and makes noise. Name another with --base",
-            err=True,
-        )
+    if reference.startswith("tiny"):
+        typer.echo(f"base {reference} has random weights: it shows that everything runs, and makes noise", err=True)
     return api.load_base(reference, dtype=dtype, device=device, image_encoder=image_encoder)
 
 

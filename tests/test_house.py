@@ -26,17 +26,22 @@ from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
 # `adapters.*` is everything in adapters/, `methods` alone the package's own face. A new module needs a row, unless it
 # is a method, a base or a kind of adapter: those have theirs.
 FREE = {"errors", "files"}
-BELOW_API = "adapters.* bases bases.base concept config data diffusion media methods recipe run sample train"
+BELOW_API = "adapters.* bases bases.base bundled concept config data diffusion media methods recipe run sample train"
 ARROWS = {
     # row 0: what knows nothing of the rest
-    **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "catalogue", "doctor"), ""),
+    **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
+    "bundled": "config",
+    "features": "",
+    "metrics": "",
+    "metrics.*": "metrics.metric features",
+    "catalogue": "bundled",
     "adapters.file": "adapters.*",
     "adapters": "",
     "adapters.*": "adapters.graft adapters.ports",
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
-    "bases": "bases.base",
+    "bases": "bases.base bundled",
     "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.text diffusion",
     "bases.*": "adapters.ports bases.base bases.images bases.parts",
     # row 2: how
@@ -53,8 +58,8 @@ ARROWS = {
     # rows 4 to 6: the edges
     "convert": "official adapters.file adapters.words",
     "api": BELOW_API,
-    "demo": f"api {BELOW_API}",
-    "cli": "api catalogue config convert demo describe doctor official sample",
+    "demo": f"api features metrics.* {BELOW_API}",
+    "cli": "api bundled catalogue config convert demo describe doctor official sample",
     "__main__": "cli",
     "__init__": "api adapters.file sample",
 }

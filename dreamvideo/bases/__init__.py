@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dreamvideo.bases.base import DTYPES, Origin, VideoBase
+from dreamvideo.bundled import bundled, card
 from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
 __all__ = ["available", "load"]
@@ -28,7 +30,7 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
     """A base by bundled name, folder in diffusers' layout, or hub id.
 
     Args:
-        reference: `tiny`, a folder, or `owner/name`.
+        reference: `emojiworld` or another bundled base, `tiny`, a folder, or `owner/name`.
         dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, else bf16.
         device: where its parts go.
         image_encoder: folder or hub id of a CLIP vision model with projection, for appearance guidance.
@@ -52,21 +54,25 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
     denoiser = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     for family in available().values():
         if family.denoiser_class == denoiser:
-            local = Path(reference).is_dir()
+            local, says = reference not in bundled() and Path(reference).is_dir(), card(folder)
             origin = Origin(
                 name=folder.resolve().name if local else reference,
                 reference=str(folder.resolve()) if local else reference,
                 image_encoder=image_encoder,
-                licence=family.names.get(reference),
+                licence=family.names.get(reference, says.licence),
             )
             vision = None if image_encoder is None else str(_folder(image_encoder))
-            return family.load(str(folder), origin=origin, dtype=chosen, device=device, image_encoder=vision)
+            base = family.load(str(folder), origin=origin, dtype=chosen, device=device, image_encoder=vision)
+            base.defaults = replace(base.defaults, **says.defaults)
+            return base
     known = ", ".join(family.denoiser_class for family in available().values())
     raise Unsupported(f"{reference}: its denoiser is a {denoiser}; bases are read around {known}")
 
 
 def _folder(reference: str) -> Path:
-    """The folder of a base: the given one, or the hub's cache."""
+    """The folder of a base: the bundled one, the given one, or the hub's cache."""
+    if reference in bundled():
+        return bundled()[reference]
     if Path(reference).is_dir():
         return Path(reference)
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")):

@@ -1,0 +1,3 @@
+"""Scores of generated videos, one file each."""
+
+__all__: list[str] = []
