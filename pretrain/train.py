@@ -41,7 +41,7 @@ _WARMUP = 100
 """Steps."""
 _COOLING = 0.3
 """The last part of a stage, in which the learning rate falls to nothing."""
-_AVERAGE = 0.9995
+_AVERAGE = 0.998
 """Decay of the running mean of the weights, less at the beginning."""
 
 

@@ -41,7 +41,7 @@ ARROWS = {
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
-    "bases": "bases.base bundled",
+    "bases": "bases.base bundled config",
     "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.text diffusion",
     "bases.*": "adapters.ports bases.base bases.images bases.parts",
     # row 2: how

@@ -3,15 +3,16 @@
 import importlib
 import json
 import pkgutil
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from dreamvideo.bases.base import DTYPES, Origin, VideoBase
+from dreamvideo.bases.base import DTYPES, Defaults, Origin, VideoBase
 from dreamvideo.bundled import bundled, card
+from dreamvideo.config import build
 from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
 __all__ = ["available", "load"]
@@ -63,7 +64,7 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
             )
             vision = None if image_encoder is None else str(_folder(image_encoder))
             base = family.load(str(folder), origin=origin, dtype=chosen, device=device, image_encoder=vision)
-            base.defaults = replace(base.defaults, **says.defaults)
+            base.defaults = build(Defaults, {**asdict(base.defaults), **says.defaults}, where=f"{folder}/card.toml")
             return base
     known = ", ".join(family.denoiser_class for family in available().values())
     raise Unsupported(f"{reference}: its denoiser is a {denoiser}; bases are read around {known}")

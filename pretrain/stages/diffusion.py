@@ -11,11 +11,10 @@ from models import make_image_denoiser, make_motion_denoiser, make_scheduler, ma
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
-from world import Clips
 
 from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import process_of
-from stages.stage import Setup, Stage, sheet
+from stages.stage import Setup, Stage, mixed, sheet
 
 __all__ = ["Images", "MotionModule", "Video"]
 
@@ -70,14 +69,16 @@ class _Denoising(Stage):
         latents = mean + std * torch.randn(mean.shape, generator=random, device=mean.device)
         return self.vae.config.scaling_factor * latents.unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
-    def render(self, n: int, random: torch.Generator, *, still: bool) -> Clips:
-        return self.world.images(n, random) if still else self.world.clips(n, self.setup.preset.frames, random)
+    def render(self, n: int, random: torch.Generator, *, still: bool) -> tuple[Tensor, list[str]]:
+        """Pixels (B, 3, F, H, W) and captions. Half of the stills are out of clips: any pose, any tilt."""
+        parts = mixed(self.world, n, random) if still else [self.world.clips(n, self.setup.preset.frames, random)]
+        return torch.cat([part.pixels for part in parts]), [caption for part in parts for caption in part.captions]
 
     def chunk(self, n: int, *names: str | int, still: bool) -> _Chunk:
         """Fresh examples; their name makes them."""
-        clips = self.render(n, self.setup.random(self.name, "render", still, *names), still=still)
-        latents = self.to_latents(clips.pixels, self.setup.noise(self.name, "encode", still, *names))
-        return _Chunk(names, latents, self.encode(clips.captions))
+        pixels, captions = self.render(n, self.setup.random(self.name, "render", still, *names), still=still)
+        latents = self.to_latents(pixels, self.setup.noise(self.name, "encode", still, *names))
+        return _Chunk(names, latents, self.encode(captions))
 
     def batch(self, step: int, n: int, size: int, *, still: bool) -> tuple[Tensor, Tensor]:
         """Latents and text of the `step`-th batch of `n`, from chunks of `size`."""
@@ -155,7 +156,7 @@ class _Denoising(Stage):
 
     def preview(self, model: nn.Module) -> Image.Image:
         still = self.still(0)
-        captions = self.render(48 if still else 12, self.setup.random("preview"), still=still).captions
+        _, captions = self.render(48 if still else 12, self.setup.random("preview"), still=still)
         pixels = self.sample(model, captions, frames=1 if still else self.setup.preset.frames)
         return sheet(pixels, captions, columns=8 if still else 2)
 
