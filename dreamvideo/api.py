@@ -105,8 +105,21 @@ def learn(
         made = _sampled(base, prompt, Composition(noise_offset=learned.meta.sampling.noise_offset), SampleConfig(), 0)
         media.write_video(path, made, fps=base.defaults.fps)
 
+    def class_image(prompt: str, number: int) -> torch.Tensor:
+        size = SampleConfig(frames=1, height=resolved.data.height, width=resolved.data.width)
+        return sample.generate(base, prompt, Composition(), size, seed=number)
+
     folder = Path("runs", concept.name) if out is None else Path(out)
-    return train.fit(resolved, base, concept, folder, restart=restart, on_step=on_step, on_preview=preview)
+    return train.fit(
+        resolved,
+        base,
+        concept,
+        folder,
+        restart=restart,
+        on_step=on_step,
+        on_preview=preview,
+        sampler=class_image,
+    )
 
 
 def generate(
@@ -118,7 +131,7 @@ def generate(
     appearance: str | Path | None = None,
     appearance_strength: tuple[float, float] | None = None,
     inversion: str | Path | None = None,
-    inversion_strength: float = 0.5,
+    inversion_strength: float | None = None,
     noise_offset: float | None = None,
     seed: int = 0,
     config: SampleConfig | None = None,
@@ -134,6 +147,7 @@ def generate(
             vector, as in training where it was dropped.
         appearance_strength: of the conditional and unconditional branch; default as the motions were learned.
         inversion: a clip whose inverted noise is blended into the start.
+        inversion_strength: its share; default as the motions were learned, or else 0.5.
         noise_offset: strength of offset noise; default as the concepts were learned.
 
     Raises:
@@ -143,6 +157,7 @@ def generate(
     weighted = _weighted(concepts, weights)
     files = [file for file, _ in weighted]
     learned_offset = max((file.meta.sampling.noise_offset for file in files), default=0.0)
+    inversion_strength = _inversion_strength(files, inversion, inversion_strength)
     composition = Composition(
         concepts=weighted,
         appearance=_appearance(base, files, appearance, appearance_strength),
@@ -239,16 +254,36 @@ def _weighted(
 
 
 def _worded(prompt: str, files: Sequence[ConceptFile]) -> str:
-    """The prompt with the papers' `*` written as the one subject's learned word."""
-    words = [adapters.kind.name for file in files for adapters in file.sets.values() if isinstance(adapters.kind, Word)]
-    if "*" not in prompt.split():
-        for word in words:
-            if f"<{word}>" not in prompt:
-                _log.warning("the prompt does not name <%s>, which was learned as the subject's word", word)
-        return prompt
-    if len(words) != 1:
-        raise BadInput(f"prompt {prompt!r}: * stands for one learned word, but {len(words)} are given; write <name>")
-    return " ".join(f"<{words[0]}>" if part == "*" else part for part in prompt.split())
+    """The prompt with the papers' `*` written as the one subject, and every subject's `<name>` as its phrase."""
+    phrases = dict(pair for file in files for pair in _phrases(file))
+    if "*" in prompt.split():
+        if len(phrases) != 1:
+            raise BadInput(f"prompt {prompt!r}: * stands for one subject, but {len(phrases)} are given; write <name>")
+        prompt = " ".join(next(iter(phrases)) if part == "*" else part for part in prompt.split())
+    for name, phrase in phrases.items():
+        if name not in prompt and phrase not in prompt:
+            _log.warning("the prompt does not name %s, which was learned as the subject's word", name)
+        prompt = prompt if phrase in prompt else prompt.replace(name, phrase)
+    return prompt
+
+
+def _phrases(file: ConceptFile) -> list[tuple[str, str]]:
+    """(`<name>`, what it means) of a subject; a concept that has neither a word nor a phrase has no name."""
+    phrase = file.meta.sampling.phrase
+    words = [adapters.kind.name for adapters in file.sets.values() if isinstance(adapters.kind, Word)]
+    named = words or [file.meta.name] * ("{word}" not in phrase)
+    return [(f"<{name}>", phrase.format_map({"word": f"<{name}>", "class": file.meta.word})) for name in named]
+
+
+def _inversion_strength(files: Sequence[ConceptFile], clip: str | Path | None, strength: float | None) -> float:
+    """The given one, or else the largest that the concepts were learned for."""
+    learned = {file.meta.name: file.meta.sampling.inversion for file in files if file.meta.sampling.inversion}
+    if clip is None:
+        for name in learned:
+            _log.warning("%s was learned to start from its clip's noise: name the clip with --inversion", name)
+    if strength is not None:
+        return strength
+    return max(learned.values(), default=0.5)
 
 
 def _appearance(

@@ -159,7 +159,10 @@ def generate(
     inversion: Annotated[
         Path | None, typer.Option(help="A clip whose inverted noise is blended into the start.")
     ] = None,
-    inversion_strength: Annotated[float, typer.Option(help="Share of the inverted noise, 0 to 1.")] = 0.5,
+    inversion_strength: Annotated[
+        float | None,
+        typer.Option(help="Share of the inverted noise, 0 to 1; default as the motion was learned, or 0.5."),
+    ] = None,
     noise_offset: Annotated[float | None, typer.Option(help="Default: as the concepts were learned.")] = None,
     negative: Annotated[str, typer.Option(help="Prompt of the unconditional branch.")] = "",
     out: Annotated[Path, typer.Option(help="mp4, gif, webp, png; without a suffix a folder of png.")] = Path(

@@ -21,9 +21,14 @@ from dreamvideo import media
 from dreamvideo.bases.base import VideoBase, fingerprint
 from dreamvideo.concept import Concept, Example
 from dreamvideo.diffusion import Draw, generator
+from dreamvideo.errors import BadInput
 from dreamvideo.files import whole
+from dreamvideo.views import View
 
-__all__ = ["Batch", "Data", "DataConfig", "order", "to_pixels"]
+__all__ = ["Batch", "ClassImages", "Data", "DataConfig", "Sampler", "order", "to_pixels"]
+
+Sampler = Callable[[str, int], Tensor]
+"""Prompt and number -> latents (1, C, 1, h, w) of a picture that the frozen base makes; the number is its seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,18 @@ class Batch:
     """(B, 1, F, h, w) in {0, 1}: what counts in the loss. None: all."""
     appearance: Tensor | None = None
     """(B, F, D), image vectors of the frames."""
+    numbers: tuple[int, ...] = ()
+    """Of the examples."""
+    prior: "Batch | None" = None
+    """As many class images."""
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Pictures of a subject's class, as the base itself makes them, on which what is learned must not drift."""
+
+    prompt: str
+    count: int
 
 
 def to_pixels(frames: np.ndarray) -> Tensor:
@@ -103,11 +120,24 @@ class Data:
         *,
         prompt: Callable[[Concept, Example], str],
         wants: AbstractSet[str],
+        views: Sequence[View] = (View(),),
+        class_images: ClassImages | None = None,
+        sampler: Sampler | None = None,
         cache: Path | None = None,
     ) -> None:
-        """Encode every example once, or read what `cache` holds of it from an earlier run."""
+        """Encode every view of every example once, or read what `cache` holds of it from an earlier run; likewise the
+        class images, which `sampler` makes.
+
+        Raises:
+            BadInput: class images are asked for, and there is nothing to make them with.
+        """
         self.base = base
-        self.items = [self._item(concept, example, config, prompt, wants, cache) for example in concept.examples]
+        self.items = [
+            [self._item(concept, example, config, prompt, wants, view, cache) for view in views]
+            for example in concept.examples
+        ]
+        self.class_images = class_images
+        self._class_latents = self._sampled(class_images, sampler, config, cache) if class_images else []
         self.empty_text: Tensor | None = None
         self._text: dict[str, Tensor] = {}
 
@@ -121,6 +151,7 @@ class Data:
         config: DataConfig,
         prompt: Callable[[Concept, Example], str],
         wants: AbstractSet[str],
+        view: View,
         cache: Path | None,
     ) -> _Item:
         base, defaults = self.base, self.base.defaults
@@ -139,22 +170,24 @@ class Data:
         rows: dict[int | None, int] = {source: row for row, source in enumerate(needed)} | {None: len(needed)}
         models = [base.parts.vae, *([base.parts.image_encoder] if "appearance" in wants else [])]
         parts = [example.digest, str(size), str(needed), base.precision, *(str(fingerprint(model)) for model in models)]
-        key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-        tensors = _cached(cache, key, lambda: self._encode(example, size, needed, "appearance" in wants))
+        parts += [] if view == View() else [str(view)]
+        tensors = _cached(cache, parts, lambda: self._encode(example, size, needed, "appearance" in wants, view))
         mask = self._mask(example, tuple(latent)) if "mask" in wants and image else None
-        return _Item(
-            prompt(concept, example), plan, rows, tensors["mean"], tensors["std"], mask, tensors.get("appearance")
-        )
+        if (seen := view.seen(*latent, pixels=size[0] // latent[0])) is not None:
+            mask = seen if mask is None else mask * seen
+        words = view.prefix + prompt(concept, example)
+        return _Item(words, plan, rows, tensors["mean"], tensors["std"], mask, tensors.get("appearance"))
 
     def _encode(
-        self, example: Example, size: tuple[int, int], needed: Sequence[int], appearance: bool
+        self, example: Example, size: tuple[int, int], needed: Sequence[int], appearance: bool, view: View
     ) -> dict[str, Tensor]:
         """Mean, deviation and image vectors of the needed frames and of a grey one."""
         if example.kind == "image":
             frames = media.crop_wide(media.read_image(example.path).pixels, size)[None]
         else:
             frames = media.read_clip(example.path, size=size).frames
-        pixels = torch.cat([to_pixels(frames[list(needed)]), torch.zeros(1, 3, 1, *size)], dim=2)
+        shown = to_pixels(frames[list(needed)])
+        pixels = torch.cat([shown if view == View() else view.show(shown), torch.zeros(1, 3, 1, *size)], dim=2)
         mean, std = self.base.encode_video(pixels)
         tensors = {"mean": mean[0], "std": std[0]}
         if appearance:
@@ -170,17 +203,40 @@ class Data:
             return None
         return torch.from_numpy(media.crop_mask(mask, latent)).float()[None, None]
 
+    def _sampled(
+        self, images: ClassImages, sampler: Sampler | None, config: DataConfig, cache: Path | None
+    ) -> list[Tensor]:
+        """The class images, one after another, so that a run that was stopped keeps those that are done."""
+        if sampler is None:
+            raise BadInput(
+                f"{images.count} class images of {images.prompt!r} are wanted; learn through dreamvideo.learn"
+            )
+        base = self.base
+        about = [
+            "class image",
+            images.prompt,
+            str((config.height, config.width)),
+            base.precision,
+            str(base.fingerprint),
+        ]
+
+        def make(number: int) -> dict[str, Tensor]:
+            return {"latents": sampler(images.prompt, number)[0].cpu().contiguous()}
+
+        return [_cached(cache, [*about, str(n)], lambda n=n: make(n))["latents"] for n in range(images.count)]
+
     @torch.no_grad()
     def encode_text(self) -> None:
         """Compute the text states of all prompts once, with the words that are attached now."""
-        prompts = sorted({item.prompt for item in self.items})
+        prompts = sorted({item.prompt for views in self.items for item in views})
+        prompts += [self.class_images.prompt] if self.class_images and self.class_images.prompt not in prompts else []
         states = self.base.encode_text(["", *prompts])
         self.empty_text = states[:1]
         self._text = dict(zip(prompts, states[1:], strict=True))
 
     def batch(self, numbers: Sequence[int], draw: Draw, *, live_text: bool) -> Batch:
         """Examples -> a batch; windows and posterior are drawn. `live_text` encodes the prompts with gradient."""
-        items = [self.items[number] for number in numbers]
+        items = [_drawn(self.items[number], draw) for number in numbers]
         windows = [item.plan.starts[draw.index(len(item.plan.starts))] for item in items]
         picks = [_pick(item, start) for item, start in zip(items, windows, strict=True)]
         mean, std = (torch.stack([pick[name] for pick in picks]).to(self.base.device) for name in ("mean", "std"))
@@ -194,13 +250,32 @@ class Data:
             empty_text=self.empty_text,
             mask=_stacked([pick["mask"] for pick in picks], self.base.device),
             appearance=_stacked([pick["appearance"] for pick in picks], self.base.device),
+            numbers=tuple(numbers),
+            prior=self._prior(len(numbers), draw),
+        )
+
+    def _prior(self, count: int, draw: Draw) -> Batch | None:
+        if self.class_images is None or self.empty_text is None:
+            return None
+        prompt = self.class_images.prompt
+        chosen = [self._class_latents[draw.index(len(self._class_latents))] for _ in range(count)]
+        return Batch(
+            latents=torch.stack(chosen).to(self.base.device),
+            prompts=(prompt,) * count,
+            text=self._text[prompt].expand(count, -1, -1),
+            empty_text=self.empty_text,
         )
 
 
-def _cached(cache: Path | None, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _drawn(views: Sequence[_Item], draw: Draw) -> _Item:
+    return views[0] if len(views) == 1 else views[draw.index(len(views))]
+
+
+def _cached(cache: Path | None, parts: Sequence[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` makes, made once for the same `parts`."""
     if cache is None:
         return make()
-    path = cache / f"{key}.safetensors"
+    path = cache / f"{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:24]}.safetensors"
     if not path.exists():
         with whole(path) as draft:
             save_file(make(), draft)

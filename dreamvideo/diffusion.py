@@ -133,6 +133,10 @@ class Draw:
         """One of 0 ... n-1."""
         return int(torch.randint(n, (), generator=self.generator))
 
+    def chance(self, p: float) -> bool:
+        """True with probability `p`."""
+        return float(torch.rand((), generator=self.generator)) < p
+
     def pick(self, values: Tensor) -> Tensor:
         """(B, F, D) -> (B, 1, D): one of the F rows for each sample."""
         rows = torch.randint(values.shape[1], (len(values),), generator=self.generator).to(values.device)

@@ -22,13 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamvideo import config
-from dreamvideo.adapters.file import ConceptFile, load, save
+from dreamvideo.adapters.file import ConceptFile, Meta, load, save
 from dreamvideo.adapters.graft import AdapterSet
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept
 from dreamvideo.errors import BadConfig
 from dreamvideo.files import whole, write_json, write_text
 from dreamvideo.recipe import FREE, Recipe
 
-__all__ = ["Run", "State"]
+__all__ = ["Run", "State", "described"]
 
 Sets = Mapping[str, AdapterSet]
 
@@ -167,6 +169,27 @@ class Run:
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         kept = [row for row in rows if (row["stage"], row["step"]) <= (state.stage, state.step)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def described(recipe: Recipe, base: VideoBase, concept: Concept, steps: Mapping[str, int]) -> Meta:
+    """What a concept's file says of itself after `steps` updates of each stage."""
+    method = recipe.plain()["method"]
+    return Meta(
+        name=concept.name,
+        role=recipe.method.role,
+        word=concept.word,
+        caption=concept.caption,
+        family=base.family,
+        base=base.name,
+        fingerprint=base.fingerprint,
+        licence=base.origin.licence,
+        method=method.pop("name"),
+        settings=method,
+        steps=steps,
+        recipe=recipe.digest,
+        sampling=recipe.method.sampling(),
+        created_by=f"dreamvideo {version('dreamvideo')}",
+    )
 
 
 def _peak_memory(device: torch.device) -> int:

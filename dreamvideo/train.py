@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dreamvideo.adapters.file import ConceptFile, Meta, load
+from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept
-from dreamvideo.data import Data, order
+from dreamvideo.data import Data, Sampler, order
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import Interrupted, RunFailed
 from dreamvideo.methods.method import Stage
 from dreamvideo.recipe import Recipe, TrainConfig
-from dreamvideo.run import Run, State
+from dreamvideo.run import Run, State, described
 from dreamvideo.stopping import stopping
 
 __all__ = ["Progress", "fit"]
@@ -47,11 +46,12 @@ def fit(
     restart: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_preview: Callable[[ConceptFile, Path], None] | None = None,
+    sampler: Sampler | None = None,
 ) -> ConceptFile:
     """Learn `concept` into `folder`, going on from where an earlier run of the same recipe stopped.
 
     On a CPU the result of a run that was stopped and continued is, bit for bit, that of one left alone: every step's
-    randomness is made from the step's number.
+    randomness is made from the step's number. `sampler` makes class images for the methods that want them.
 
     Raises:
         BadConfig: `folder` holds a run of another recipe.
@@ -66,7 +66,7 @@ def fit(
     if (done := run.finished()) is not None:
         return done
     begun = time.monotonic()
-    loop = _Loop(recipe, base, concept, run, stages, on_step, on_preview)
+    loop = _Loop(recipe, base, concept, run, stages, on_step, on_preview, sampler)
     state = run.load_state()
     state.restore_sets(loop.sets)
     how = {name: getattr(recipe.train, name) for name in ("rematerialise", "dropout", "compile")}
@@ -92,6 +92,7 @@ class _Loop:
         stages: Sequence[Stage],
         on_step: Callable[[Progress], None],
         on_preview: Callable[[ConceptFile, Path], None] | None,
+        sampler: Sampler | None,
     ) -> None:
         self.recipe, self.base, self.concept, self.run, self.stages = recipe, base, concept, run, stages
         self.on_step, self.on_preview = on_step, on_preview
@@ -101,7 +102,17 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
         wants = frozenset().union(*(stage.wants for stage in self.stages))
         with self.accelerator.main_process_first():
-            self.data = Data(base, concept, recipe.data, prompt=recipe.method.prompt, wants=wants, cache=run.cache)
+            self.data = Data(
+                base,
+                concept,
+                recipe.data,
+                prompt=recipe.method.prompt,
+                wants=wants,
+                views=recipe.method.views(seed=recipe.train.seed),
+                class_images=recipe.method.class_images(concept),
+                sampler=sampler,
+                cache=run.cache,
+            )
 
     @property
     def sets(self) -> dict[str, AdapterSet]:
@@ -116,24 +127,9 @@ class _Loop:
         steps = {each.name: self.steps(each) for each in takewhile(lambda each: each is not stage, self.stages)}
         if stage is not None:
             steps[stage.name] = step
-        method = self.recipe.plain()["method"]
-        meta = Meta(
-            name=self.concept.name,
-            role=self.recipe.method.role,
-            word=self.concept.word,
-            caption=self.concept.caption,
-            family=self.base.family,
-            base=self.base.name,
-            fingerprint=self.base.fingerprint,
-            licence=self.base.origin.licence,
-            method=method.pop("name"),
-            settings=method,
-            steps=steps,
-            recipe=self.recipe.digest,
-            sampling=self.recipe.method.sampling(),
-            created_by=f"dreamvideo {version('dreamvideo')}",
-        )
-        return ConceptFile(meta, self.sets)
+        aside = frozenset().union(*(each.aside for each in self.stages))
+        kept = {name: adapters for name, adapters in self.sets.items() if name not in aside}
+        return ConceptFile(described(self.recipe, self.base, self.concept, steps), kept)
 
     def learn(self, number: int, state: State, stopped: Callable[[], bool]) -> State:
         """Run one stage from `state` to its end."""
@@ -176,10 +172,11 @@ class _Loop:
     ) -> dict[str, float]:
         """One update of the parameters: the mean gradient of `accumulate` batches."""
         config, sums, process = self.config, dict[str, float](), self.accelerator.process_index
+        noisy = config.dropout > 0 or any(adapters.kind.dropout for adapters in stage.learn.values())
         for micro in range(config.accumulate):
             draw = Draw(self.base.process, generator(config.seed, stage.name, step, micro, process))
-            with torch.random.fork_rng(enabled=config.dropout > 0):
-                if config.dropout:
+            with torch.random.fork_rng(enabled=noisy):
+                if noisy:
                     torch.manual_seed(draw.seed())
                 for name, term in self.terms(stage, next(batches), draw):
                     self.scaler.scale(term / config.accumulate).backward()

@@ -410,7 +410,8 @@ def test_site_that_the_base_has_not_is_refused(base: VideoBase) -> None:
     for wrong in (
         Site("nowhere", site.port, site.axis, site.width),
         Site(site.path, site.port, site.axis, site.width + 1),
-        Site(site.path, "attn9", site.axis, site.width),
+        Site(site.path, site.port, site.axis, site.width, (site.width, site.width)),
+        Site("tokens", site.port, "text", site.width),
     ):
         with pytest.raises(BadFile, match=base.name), base.attached(AdapterSet(Bottleneck(), [wrong])):
             pass

@@ -11,12 +11,13 @@ from torch import Tensor
 from dreamvideo import bases, methods
 from dreamvideo.adapters import file
 from dreamvideo.adapters.graft import AdapterSet
-from dreamvideo.adapters.ports import BasicTransformerBlock, Embedding, ResnetBlock2D, close_ports
+from dreamvideo.adapters.ports import LAYERS, BasicTransformerBlock, Embedding, ResnetBlock2D, close_ports
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept
 from dreamvideo.data import Data, DataConfig
 from dreamvideo.diffusion import Draw, generator
+from dreamvideo.errors import Unsupported
 from dreamvideo.methods.method import Method, Stage
 
 METHODS = sorted(methods.available())
@@ -34,7 +35,16 @@ def concept(method: Method, subject_concept: Concept, motion_concept: Concept) -
 
 @pytest.fixture
 def stages(method: Method, base: VideoBase, concept: Concept) -> list[Stage]:
-    return list(method.stages(base, concept, seed=0))
+    try:
+        return list(method.stages(base, concept, seed=0))
+    except Unsupported as why:
+        assert str(why) and "\n" not in str(why)
+        pytest.skip(str(why))
+
+
+def kept(stages: list[Stage]) -> dict[str, AdapterSet]:
+    """What a method's file holds."""
+    return {name: a for stage in stages for name, a in stage.learn.items() if name not in stage.aside}
 
 
 def every_set(stages: list[Stage]) -> list[AdapterSet]:
@@ -100,7 +110,7 @@ def test_disturbed_sets_are_not(base: VideoBase, stages: list[Stage], concept: C
 def test_opened_ports_compute_what_stock_blocks_do(base: VideoBase):
     before, keys = output(base), set(base.parts.denoiser.state_dict())
     text = base.encode_text(["a dog", ""])
-    close_ports(base.parts.denoiser, (BasicTransformerBlock, ResnetBlock2D, *base.time_modules))
+    close_ports(base.parts.denoiser, (BasicTransformerBlock, ResnetBlock2D, *LAYERS, *base.time_modules))
     close_ports(base.parts.text_encoder, (Embedding,))
     modules = [*base.parts.denoiser.modules(), *base.parts.text_encoder.modules()]
     assert not [m for m in modules if type(m).__module__.startswith("dreamvideo")]
@@ -127,7 +137,7 @@ def test_only_the_learned_sets_receive_gradients(
         for name, p in [pair for a in stage.learn.values() for pair in a.named_parameters()]:
             assert p.grad is not None, name
             # What lies before a zero-initialised layer has a zero gradient at first; that layer itself does not.
-            if name.endswith(("up.weight", "up.bias", "vectors")):
+            if name.endswith(("up.weight", "up.bias", "up", "delta", "vectors")):
                 assert p.grad.abs().max() > 0, name
 
 
@@ -152,15 +162,15 @@ def test_thirty_steps_lower_the_loss(method: Method, base: VideoBase, concept: C
 def test_saved_and_loaded_on_a_fresh_base_it_says_the_same(
     method: Method, base: VideoBase, concept: Concept, stages: list[Stage], tmp_path
 ):
-    sets = disturbed(stages)
+    disturbed(stages)
+    sets = kept(stages).values()
     prompt = f"a <{concept.name}>" if any(isinstance(a.kind, Word) for a in sets) else "a dog"
     with base.attached(*sets):
         before = output(base, prompt=prompt)
     meta = file.Meta(name=concept.name, role=method.role, family=base.family, base=base.name,
                      method=method.name, created_by="test")  # fmt: skip
-    named = {name: a for stage in stages for name, a in stage.learn.items()}
     for name in ("one", "two"):
-        file.save(tmp_path / f"{name}.safetensors", file.ConceptFile(meta, named))
+        file.save(tmp_path / f"{name}.safetensors", file.ConceptFile(meta, kept(stages)))
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     fresh = type(base).tiny(0)
     loaded = file.load(tmp_path / "one.safetensors")
@@ -210,6 +220,7 @@ def test_rematerialised_gradients_equal_plain_ones(
         adapters.requires_grad_(True)
     gradients = {}
     for wanted in (False, True):
+        torch.manual_seed(0)  # for dropout
         with base.attached(*sets), base.learning(rematerialise=wanted):
             batch = batch_of(method, base, concept, stage, live=True)
             for _, term in method.terms(base, dict(stage.learn), batch, Draw(base.process, generator("r"))):
@@ -258,11 +269,12 @@ def test_it_compiles_whole_and_once(base: VideoBase, stages: list[Stage]):
 
 
 def test_the_same_seed_gives_the_same_weights(method: Method, base: VideoBase, concept: Concept):
-    def weights(seed: int) -> list[Tensor]:
-        return [p for a in every_set(list(method.stages(base, concept, seed=seed))) for p in a.parameters()]
+    def weights(seed: int, *, words: bool = True) -> list[Tensor]:
+        sets = every_set(list(method.stages(base, concept, seed=seed)))
+        return [p for a in sets for p in a.parameters() if words or not isinstance(a.kind, Word)]
 
     assert all(torch.equal(a, b) for a, b in zip(weights(3), weights(3), strict=True))
-    if any(p.ndim == 2 and p.abs().max() > 0 for p in weights(3)) and method.name != "textual-inversion":
+    if any(p.any() for p in weights(3, words=False)):  # a word starts as its class, a full-rank delta as zero
         assert not all(torch.equal(a, b) for a, b in zip(weights(3), weights(4), strict=True))
 
 

@@ -27,6 +27,7 @@ class Bottleneck(Kind):
     """A residual adapter on a transformer block."""
 
     label: ClassVar[str] = "bottleneck"
+    ports: ClassVar[frozenset[str]] = frozenset({"attn1", "attn2", "ff"})
 
     hidden: int | None = None
     """Width of the bottleneck; half the stream's width when None (supplementary; Tab. S5 uses 32)."""

@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dreamvideo.adapters.bottleneck import Bottleneck
+from dreamvideo.adapters.delta import Delta, KeyValue
 from dreamvideo.adapters.graft import AdapterSet, Kind, Site
+from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.errors import BadFile, BadInput
@@ -26,7 +28,7 @@ __all__ = ["HEADER", "ConceptFile", "Described", "Meta", "Sampling", "load", "re
 FORMAT = "dreamvideo-1"
 HEADER = "dreamvideo"
 
-KINDS: dict[str, type[Kind]] = {kind.label: kind for kind in (Bottleneck, Word)}
+KINDS: dict[str, type[Kind]] = {kind.label: kind for kind in (Bottleneck, Delta, KeyValue, LoRA, Word)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,10 @@ class Sampling:
     """Strength of appearance guidance in the conditional and the unconditional branch."""
     weight: Weight = field(default_factory=Weight)
     """Factor on its deltas."""
+    phrase: str = "{word}"
+    """What `<name>` means in a prompt; `{word}` is the learned word, `{class}` the class word."""
+    inversion: float | None = None
+    """Share of its clip's inverted noise in the start; None: the method starts from noise alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

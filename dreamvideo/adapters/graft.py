@@ -6,16 +6,17 @@ takes them back. The set owns them throughout, so saving never searches a model 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dreamvideo.adapters.ports import Graft
+from dreamvideo.adapters.ports import Graft, grafts_on
 from dreamvideo.errors import BadFile, Unsupported
 
-__all__ = ["AdapterSet", "Kind", "Site", "attach", "detach"]
+__all__ = ["AdapterSet", "Axis", "Kind", "Site", "attach", "detach"]
 
 Axis = Literal["space", "time", "joint", "text"]
 Locate = Callable[["Site"], nn.Module]
@@ -28,11 +29,14 @@ class Site:
     path: str
     """Of the module that has the port: inside the denoiser, or `tokens` for the token embedding."""
     port: str
-    """`attn1`, `attn2`, `ff` on the residual stream; `word` on the token embedding."""
+    """`attn1`, `attn2`, `ff` on the residual stream; `out`, `weight`, `bias` of a single layer; `word` on the token
+    embedding."""
     axis: Axis
     """Along which axis the module mixes tokens; `text` is the token embedding."""
     width: int
-    """Channels of the stream at this port."""
+    """Channels of the stream, or of the layer's output, at this port."""
+    shape: tuple[int, ...] = ()
+    """Of a single layer's tensor at this port: at `out` its weight's, (out, in, *kernel)."""
 
     @property
     def key(self) -> str:
@@ -49,6 +53,10 @@ class Kind(ABC):
 
     label: ClassVar[str]
     """Its name in files."""
+    ports: ClassVar[frozenset[str]]
+    """On which ports its modules can stand."""
+    dropout: float = 0.0
+    """Chance of dropout in its modules while they are learned."""
 
     @property
     @abstractmethod
@@ -70,9 +78,12 @@ class AdapterSet:
         generator = torch.Generator().manual_seed(seed)
         self.kind = kind
         self.sites = tuple(sites)
-        self.grafts = {site: Graft(kind.build(site, generator), serial=kind.serial) for site in self.sites}
         if not self.sites:
             raise Unsupported(f"a set of {kind.label} adapters has no site on this base")
+        for site in self.sites:
+            if site.port not in kind.ports:
+                raise Unsupported(f"{site.key}: {kind.label} adapters stand on {', '.join(sorted(kind.ports))}")
+        self.grafts = {site: Graft(kind.build(site, generator), serial=kind.serial).eval() for site in self.sites}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All tensors that are learned, by name, in the order of the sites."""
@@ -109,9 +120,21 @@ class AdapterSet:
 
     def requires_grad_(self, wanted: bool) -> "AdapterSet":
         """Say whether the set is being learned."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(wanted)
+        for graft in self.grafts.values():
+            graft.train(wanted).requires_grad_(wanted)
         return self
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, a set that is being learned takes part without receiving gradients."""
+        before = [parameter.requires_grad for parameter in self.parameters()]
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, wanted in zip(self.parameters(), before, strict=True):
+                parameter.requires_grad_(wanted)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AdapterSet":
         """Move the set."""
@@ -124,6 +147,17 @@ class AdapterSet:
         for graft in self.grafts.values():
             graft.scale.fill_(value)
 
+    @contextmanager
+    def scaled(self, value: float) -> Iterator[None]:
+        """`scale` for the length of a block, which must hold the backward pass as well."""
+        before = [graft.scale.clone() for graft in self.grafts.values()]
+        self.scale(value)
+        try:
+            yield
+        finally:
+            for graft, factor in zip(self.grafts.values(), before, strict=True):
+                graft.scale.copy_(factor)
+
 
 def attach(adapters: AdapterSet, locate: Locate) -> None:
     """Lend the set's modules to the ports that `locate` finds for its sites.
@@ -131,11 +165,11 @@ def attach(adapters: AdapterSet, locate: Locate) -> None:
     Raises:
         Unsupported: the set is attached already.
     """
-    for site, graft in adapters.grafts.items():
-        on_port = locate(site).grafts[site.port]  # type: ignore[index]
-        if any(other is graft for other in on_port):
+    places = [(locate(site), site.port, graft) for site, graft in adapters.grafts.items()]
+    for module, port, graft in places:
+        if any(other is graft for other in grafts_on(module, port)):
             raise Unsupported(f"this set of {adapters.kind.label} adapters is attached already")
-        on_port.append(graft)
+        module.grafts[port] = nn.ModuleList([*grafts_on(module, port), graft])  # type: ignore[index, operator]
 
 
 def detach(adapters: AdapterSet, locate: Locate) -> None:
@@ -145,8 +179,13 @@ def detach(adapters: AdapterSet, locate: Locate) -> None:
         Unsupported: the set is not attached.
     """
     for site, graft in adapters.grafts.items():
-        ports = locate(site).grafts
-        kept = [other for other in ports[site.port] if other is not graft]  # type: ignore[index]
-        if len(kept) == len(ports[site.port]):  # type: ignore[index]
+        module = locate(site)
+        before = list(grafts_on(module, site.port))
+        kept = [other for other in before if other is not graft]
+        if len(kept) == len(before):
             raise Unsupported(f"this set of {adapters.kind.label} adapters is not attached")
-        ports[site.port] = nn.ModuleList(kept)  # type: ignore[index]
+        if kept:
+            module.grafts[site.port] = nn.ModuleList(kept)  # type: ignore[index, operator]
+        else:
+            # An empty list would still be looked through in every call.
+            del module.grafts[site.port]  # type: ignore[operator, union-attr]

@@ -10,13 +10,19 @@ un-normalised residual stream x and its delta is added to the stream,
 
     parallel:  y = x + branch(LN(x)) + delta(x)
     serial:    y = x + branch(LN(x)),  y + delta(y)
+
+The ports of a single layer are its output and its parameters,
+
+    out:           y = layer(x) + delta(x)
+    weight, bias:  theta = theta_0 + delta
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock as StockTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D as StockResnetBlock
 from torch import Tensor, nn
@@ -25,16 +31,27 @@ from torch.utils.checkpoint import checkpoint
 from dreamvideo.errors import Unsupported
 
 __all__ = [
+    "LAYERS",
     "BasicTransformerBlock",
     "Condition",
+    "Conv2d",
+    "Conv3d",
     "Embedding",
     "Givens",
     "Graft",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
     "ResnetBlock2D",
+    "Through",
     "close_ports",
+    "grafts_on",
     "open_ports",
     "rematerialised",
 ]
+
+Through = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A layer as a function of its input, weight and bias: its stride, padding and the like stay its own."""
 
 
 class Condition(NamedTuple):
@@ -74,6 +91,11 @@ class Graft(nn.Module):
         self.serial = serial
         # A buffer, because a Python number would cost a compiled graph for every new value.
         self.register_buffer("scale", torch.ones(()), persistent=False)
+
+
+def grafts_on(module: nn.Module, port: str) -> Iterable[Any]:
+    """The grafts on one port of a ported module."""
+    return module.grafts[port] if port in module.grafts else ()  # type: ignore[index, operator]  # noqa: SIM401
 
 
 def rematerialised(givens: Givens, function: Any, *args: Any) -> Any:
@@ -149,9 +171,13 @@ class BasicTransformerBlock(StockTransformerBlock):
     def port(self, name: str, x: Tensor, branch: Tensor, given: Condition | None) -> Tensor:
         """x + branch + the grafts' deltas. Deltas are summed, so the order of grafts means nothing."""
         y = result = branch + x
-        for graft in self.grafts[name]:
+        for graft in grafts_on(self, name):
             result = result + graft.scale * graft.adapter(y if graft.serial else x, given)
         return result
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """Channels of the stream at a port; there is no single tensor there."""
+        return (0 if port == "attn2" and self.attn2 is None else self.dim), ()
 
 
 class ResnetBlock2D(StockResnetBlock):
@@ -173,12 +199,133 @@ class Embedding(nn.Embedding):
     grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
-        vectors = [graft.scale * graft.adapter.vectors for graft in self.grafts["word"]]
+        vectors = [graft.scale * graft.adapter.vectors for graft in grafts_on(self, "word")]
         known = super().forward(input.clamp(max=self.num_embeddings - 1))
         if not vectors:
             return known
         learned = torch.cat(vectors).to(known.dtype)[(input - self.num_embeddings).clamp(min=0)]
         return torch.where((input >= self.num_embeddings)[..., None], learned, known)
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """Width of a token vector."""
+        return self.embedding_dim, ()
+
+
+class Linear(nn.Linear):
+    """A linear layer with ports on its output and its parameters."""
+
+    stock: ClassVar[type[nn.Module]] = nn.Linear
+    ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
+    grafts: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _through_ports(self, input, F.linear) if self.grafts else super().forward(input)
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """Output channels, and the shape of the tensor that belongs to the port: the weight's at `out`."""
+        return _measured(self, port)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with ports on its output and its parameters."""
+
+    stock: ClassVar[type[nn.Module]] = nn.Conv2d
+    ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
+    grafts: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _through_ports(self, input, self._conv_forward) if self.grafts else super().forward(input)
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """As of `Linear`."""
+        return _measured(self, port)
+
+
+class Conv3d(nn.Conv3d):
+    """A convolution over frames with ports on its output and its parameters."""
+
+    stock: ClassVar[type[nn.Module]] = nn.Conv3d
+    ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
+    grafts: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _through_ports(self, input, self._conv_forward) if self.grafts else super().forward(input)
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """As of `Linear`."""
+        return _measured(self, port)
+
+
+class GroupNorm(nn.GroupNorm):
+    """A group normalisation with ports on its parameters."""
+
+    stock: ClassVar[type[nn.Module]] = nn.GroupNorm
+    ports: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    grafts: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _through_ports(self, input, self.through) if self.grafts else super().forward(input)
+
+    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """This norm with other parameters."""
+        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """As of `Linear`."""
+        return _measured(self, port)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer normalisation with ports on its parameters."""
+
+    stock: ClassVar[type[nn.Module]] = nn.LayerNorm
+    ports: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    grafts: nn.ModuleDict
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _through_ports(self, input, self.through) if self.grafts else super().forward(input)
+
+    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """This norm with other parameters."""
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
+        """As of `Linear`."""
+        return _measured(self, port)
+
+
+LAYERS: tuple[type[nn.Module], ...] = (Linear, Conv2d, Conv3d, GroupNorm, LayerNorm)
+"""The ported classes of single layers."""
+
+
+def _through_ports(layer: nn.Module, x: Tensor, through: Through) -> Tensor:
+    """A layer's output with everything that is grafted on it; the base's own tensors stay as they are."""
+    weight, bias = (_learned(layer, name) for name in ("weight", "bias"))
+    if bias is not None and bias.dtype != weight.dtype:
+        # A norm in half precision refuses a float32 parameter beside a half one.
+        common = torch.promote_types(weight.dtype, bias.dtype)
+        weight, bias = weight.to(common), bias.to(common)
+    deltas = [graft.scale * graft.adapter(x, through) for graft in grafts_on(layer, "out")]
+    y = through(x, weight, bias)
+    return y + _summed(deltas) if deltas else y
+
+
+def _learned(layer: nn.Module, name: str) -> Any:
+    """A parameter of the layer with the deltas on it. The sum stays in float32 where they are: a norm's weight near 1
+    would lose small ones in bfloat16."""
+    own = layer._parameters[name]
+    deltas = [graft.scale * graft.adapter.delta for graft in grafts_on(layer, name)]
+    return own + _summed(deltas) if deltas else own
+
+
+def _summed(deltas: list[Tensor]) -> Tensor:
+    """Deltas are summed before they are added, so that the order of two sets means nothing, to the last bit."""
+    return sum(deltas[1:], deltas[0])
+
+
+def _measured(layer: nn.Module, port: str) -> tuple[int, tuple[int, ...]]:
+    tensor = layer._parameters["weight" if port == "out" else port]
+    return (0, ()) if tensor is None else (tensor.shape[0], tuple(tensor.shape))
 
 
 def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Module]]) -> None:
@@ -200,7 +347,7 @@ def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Modul
         module.__class__ = kind
         module.givens = givens  # type: ignore[assignment]
         if kind.ports:
-            module.grafts = nn.ModuleDict({port: nn.ModuleList() for port in kind.ports})
+            module.grafts = nn.ModuleDict()  # port -> its grafts, where there are any
 
 
 def close_ports(model: nn.Module, classes: Iterable[type[nn.Module]]) -> None:

@@ -19,6 +19,7 @@ class Word(Kind):
     """One learned word, written `<name>` in a prompt."""
 
     label: ClassVar[str] = "word"
+    ports: ClassVar[frozenset[str]] = frozenset({"word"})
 
     name: str
     """Between the angle brackets."""

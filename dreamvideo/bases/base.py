@@ -11,18 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from dreamvideo.adapters.graft import AdapterSet, Site, attach, detach
-from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, Embedding, Givens, ResnetBlock2D, open_ports
+from dreamvideo.adapters.ports import (
+    LAYERS,
+    BasicTransformerBlock,
+    Condition,
+    Embedding,
+    Givens,
+    ResnetBlock2D,
+    open_ports,
+)
 from dreamvideo.adapters.words import Word
+from dreamvideo.bases import modes
 from dreamvideo.bases.images import embed_images
+from dreamvideo.bases.places import Places
 from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import Process, process_of
-from dreamvideo.errors import BadFile, BadInput, MissingWeights, Unsupported
+from dreamvideo.errors import BadInput, MissingWeights
 
-__all__ = ["DTYPES", "TOKENS", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
+__all__ = ["DTYPES", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENS = "tokens"
-"""The path of the token embedding's site; its real path differs between versions of transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,8 @@ class VideoBase(ABC):
     """Hub id of the image encoder for appearance guidance, where the base itself has none."""
     time_modules: ClassVar[tuple[type[nn.Module], ...]] = ()
     """Ported classes of the modules that mix frames and can be skipped."""
+    time_paths: ClassVar[tuple[str, ...]] = ()
+    """Further parts of the denoiser whose parameters count as temporal."""
 
     def __init__(self, origin: Origin, *, parts: Parts, defaults: Defaults) -> None:
         self.origin = origin
@@ -101,10 +111,16 @@ class VideoBase(ABC):
             if module is not None:
                 module.requires_grad_(False).eval()
         # Before compiling, offloading or caching: hooks of those would shadow the ports.
-        open_ports(parts.denoiser, self.givens, (BasicTransformerBlock, ResnetBlock2D, *self.time_modules))
+        open_ports(parts.denoiser, self.givens, (BasicTransformerBlock, ResnetBlock2D, *LAYERS, *self.time_modules))
         open_ports(parts.text_encoder, self.givens, (Embedding,))
-        modules = parts.denoiser.named_modules()
-        self._blocks = {path: module for path, module in modules if isinstance(module, BasicTransformerBlock)}
+        self._places = Places(
+            origin.name,
+            parts.denoiser,
+            self._embedding,
+            block_axis=self.axis,
+            time_modules=self.time_modules,
+            time_paths=self.time_paths,
+        )
 
     # -- what a family answers -------------------------------------------------------------------------------
 
@@ -206,38 +222,42 @@ class VideoBase(ABC):
 
     @final
     def sites(self, axis: str, ports: tuple[str, ...]) -> tuple[Site, ...]:
-        """All places of the given axis and ports, in the model's order.
+        """All places of the given axis and ports on residual streams or the token embedding, in the model's order.
 
         Raises:
             Unsupported: the base mixes space and time in the same blocks, so the axis does not exist by itself.
         """
-        if axis == "text":
-            return tuple(Site(TOKENS, port, "text", self._embedding.embedding_dim) for port in ports)
-        if axis != "joint" and any(self.axis(path) == "joint" for path in self._blocks):
-            raise Unsupported(f"base {self.name} mixes space and time in the same blocks: it has no {axis!r} layers")
-        return tuple(
-            Site(path, port, self.axis(path), block.dim)
-            for path, block in self._blocks.items()
-            if self.axis(path) == axis
-            for port in ports
-            if port != "attn2" or block.attn2 is not None
-        )
+        return tuple(self._places.words(ports) if axis == "text" else self._places.residual(axis, ports))
+
+    @final
+    def linears(self, axis: str, layers: Sequence[str]) -> tuple[Site, ...]:
+        """The outputs of the linear layers in transformer blocks of the given axis, in the model's order.
+
+        Args:
+            layers: patterns for a layer's path inside its block, such as `attn2.to_k`, `attn1.*` or `ff.*`.
+
+        Raises:
+            Unsupported: as `sites`; or no layer fits one of the patterns.
+        """
+        return tuple(self._places.linears(axis, layers))
+
+    @final
+    def weights(self, axis: str, names: Sequence[str] = ("*",)) -> tuple[Site, ...]:
+        """The denoiser's parameters of the given axis whose whole name fits one of the patterns `names`, in order.
+
+        Raises:
+            Unsupported: as `sites`.
+        """
+        return tuple(self._places.parameters(axis, names))
 
     @final
     def locate(self, site: Site) -> nn.Module:
         """The module that has the site's port.
 
         Raises:
-            BadFile: this base has no such place, or it has another width.
+            BadFile: this base has no such place, or it has another size.
         """
-        if site.axis == "text":
-            module, width = self._embedding, self._embedding.embedding_dim
-        else:
-            module = self._blocks.get(site.path)
-            width = 0 if module is None else module.dim
-        if module is None or site.port not in module.ports or width != site.width:
-            raise BadFile(f"base {self.name} has no {site.axis} port {site.key} of width {site.width}")
-        return module
+        return self._places.locate(site)
 
     @final
     def attach(self, *sets: AdapterSet) -> None:
@@ -304,38 +324,19 @@ class VideoBase(ABC):
             dropout: chance of dropout in convolutional blocks (transformer blocks have none).
             compile: compile the denoiser.
         """
-        denoiser, blocks = self.parts.denoiser, self._blocks.values()
-        inside = {id(module) for block in blocks for module in block.modules()}
-        layers = [m for m in denoiser.modules() if isinstance(m, nn.Dropout) and id(m) not in inside and dropout]
-        before = [layer.p for layer in layers]
-        for layer in layers:
-            layer.p = dropout
-            layer.train()
-        if compile:
-            denoiser.compile()
-        try:
-            with self.givens.using({"rematerialise": rematerialise}):
-                yield
-        finally:
-            denoiser._compiled_call_impl = None  # What nn.Module.compile sets; it has no undoing of its own.
-            for layer, p in zip(layers, before, strict=True):
-                layer.p = p
-                layer.eval()
+        blocks = self._places.blocks.values()
+        with (
+            modes.learning(self.parts.denoiser, blocks, dropout=dropout, compile=compile),
+            self.givens.using({"rematerialise": rematerialise}),
+        ):
+            yield
 
     @final
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Inside the block nothing of `learning` acts: what is sampled for a look is what sampling will give."""
-        layers = [module for module in self.parts.denoiser.modules() if isinstance(module, nn.Dropout)]
-        before = [layer.training for layer in layers]
-        for layer in layers:
-            layer.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for layer, training in zip(layers, before, strict=True):
-                layer.train(training)
+        with modes.resting(self.parts.denoiser):
+            yield
 
     @final
     def autocast(self) -> torch.autocast:

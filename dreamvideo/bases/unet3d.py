@@ -68,6 +68,8 @@ class UNet3D(VideoBase):
     }
     image_encoder_id = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     time_modules = (TransformerTemporalModel, TemporalConvLayer)
+    # The official list of spatial parameters lacks the time embedding, so it is tuned with the temporal ones.
+    time_paths = ("time_embedding",)
 
     @classmethod
     def load(

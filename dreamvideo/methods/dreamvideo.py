@@ -16,8 +16,8 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
-from dreamvideo.errors import BadInput, MissingWeights
-from dreamvideo.methods.method import Method, Stage, Want, denoising, initial_word, subject_prompt
+from dreamvideo.errors import MissingWeights
+from dreamvideo.methods.method import Method, Stage, Want, clip_prompt, denoising, initial_word, subject_prompt
 
 __all__ = ["METHODS"]
 
@@ -124,12 +124,7 @@ class DreamVideoMotion(Method):
         return (Stage(name="motion", learn=motion, steps=self.steps, lr=self.lr, wants=wants),)
 
     def prompt(self, concept: Concept, example: Example) -> str:
-        caption = example.caption or concept.caption
-        if caption is None:
-            raise BadInput(
-                f"{example.path}: no caption; say what happens with --caption, or in {example.path.stem}.txt"
-            )
-        return caption
+        return clip_prompt(concept, example)
 
     def terms(
         self, base: VideoBase, sets: Mapping[str, AdapterSet], batch: Batch, draw: Draw

@@ -13,11 +13,26 @@ from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.adapters.words import learned_word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
-from dreamvideo.data import Batch
+from dreamvideo.data import Batch, ClassImages
 from dreamvideo.diffusion import Draw
 from dreamvideo.errors import BadInput
+from dreamvideo.views import View
 
-__all__ = ["Method", "Stage", "Want", "denoising", "initial_word", "subject_prompt"]
+__all__ = [
+    "IDENTIFIER",
+    "Method",
+    "Stage",
+    "Want",
+    "class_images",
+    "clip_prompt",
+    "denoising",
+    "initial_word",
+    "subject_prompt",
+    "with_prior",
+]
+
+IDENTIFIER = "sks"
+"""A rare word of CLIP's vocabulary that stands for a subject without being learned itself (DreamBooth)."""
 
 Want = Literal["mask", "appearance"]
 
@@ -37,13 +52,17 @@ class Stage:
     """Text is encoded in every step, with gradient, because a word is being learned."""
     wants: AbstractSet[Want] = frozenset()
     """What a batch holds beside latents and text; only that is computed."""
+    aside: AbstractSet[str] = frozenset()
+    """Names in `learn` that only help to learn the rest and are left out of the concept's file."""
 
 
 class Method(ABC):
     """A paper's way to learn a concept: a frozen keyword-only dataclass whose fields are its settings.
 
     Questions: `stages`: what is learned, in which order, for how long? `prompt`: with which words? `terms`: what is
-    the loss? `sampling`: how does the result want to be sampled?
+    the loss? `sampling`: how does the result want to be sampled? And, where the default of none is not the answer,
+    `class_images`: which pictures of the base's own keep its idea of the class? `views`: in which sizes and places is
+    a picture shown?
     """
 
     name: ClassVar[str]
@@ -76,45 +95,101 @@ class Method(ABC):
     def sampling(self) -> Sampling:
         """How the learned concept wants to be sampled."""
 
+    def class_images(self, concept: Concept) -> ClassImages | None:
+        """Pictures that the frozen base makes before anything is learned; batches hold some as `prior`."""
+        return None
 
-def denoising(base: VideoBase, batch: Batch, draw: Draw, *, offset: float, text: Tensor | None = None) -> Tensor:
+    def views(self, *, seed: int) -> Sequence[View]:
+        """The views of every picture, of which each step draws one."""
+        return (View(),)
+
+
+def denoising(
+    base: VideoBase, batch: Batch, draw: Draw, *, offset: float, text: Tensor | None = None, by_area: bool = False
+) -> Tensor:
     """The masked denoising objective, eq. 1 of DreamVideo with the official code's mask and offset noise:
 
         mean || m eps_theta(x_t, t, text) - m eps ||^2
 
     over all elements, masked-out ones included: a small subject has a small loss. `text` (B, L, D) stands in for
-    the batch's own.
+    the batch's own. `by_area` takes each sample's mean over its mask alone (Custom Diffusion's code).
     """
     x_t, t, target = draw.noised(batch.latents, offset=offset)
     difference = base.predict(x_t, t, batch.text if text is None else text).float() - target
-    return (difference if batch.mask is None else batch.mask * difference).square().mean()
+    if batch.mask is None:
+        return difference.square().mean()
+    squared = (batch.mask * difference).square()
+    if not by_area:
+        return squared.mean()
+    area = batch.mask.expand_as(squared).flatten(1).sum(1)
+    return (squared.flatten(1).sum(1) / area.clamp(min=1)).mean()
 
 
-def initial_word(base: VideoBase, concept: Concept, *, vectors: int) -> AdapterSet:
-    """A learned word `<name>` that starts as its class word: the mean of its tokens, once for every vector.
+def with_prior(
+    base: VideoBase, batch: Batch, draw: Draw, *, offset: float, weight: float, by_area: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """DreamBooth's objective (Ruiz et al. 2023, eq. 2): the subject's loss, and `weight` times the loss of the class
+    images where the batch has some."""
+    yield "denoise", denoising(base, batch, draw, offset=offset, by_area=by_area)
+    if batch.prior is not None:
+        yield "prior", weight * denoising(base, batch.prior, draw, offset=offset)
+
+
+def class_images(concept: Concept, template: str, count: int) -> ClassImages | None:
+    """`count` pictures of the class, prompted by `template` with `{class}`; none where the count is 0.
 
     Raises:
         BadInput: the concept has no class word.
     """
-    if not concept.word:
-        raise BadInput(f"subject {concept.name} needs its class word, for instance --word dog")
-    (site,) = base.sites("text", ("word",))
-    start = base.token_vectors(concept.word).mean(dim=0, keepdim=True)
-    return learned_word(concept.name, start.repeat(vectors, 1), site)
+    return ClassImages(template.format_map({"class": _class_word(concept)}), count) if count else None
 
 
-def subject_prompt(concept: Concept, example: Example, template: str) -> str:
-    """The picture's own caption, `*` in it written as the learned word, or else the template.
-
-    `{word}` in the template is the learned word `<name>`, `{class}` the class word.
+def initial_word(base: VideoBase, concept: Concept, *, vectors: int, start: str | None = None) -> AdapterSet:
+    """A learned word `<name>` that starts as `start`, its class word by default: the mean of its tokens, once for
+    every vector.
 
     Raises:
-        BadInput: the caption does not name the word that is to be learned from it.
+        BadInput: the concept has no class word.
+    """
+    (site,) = base.sites("text", ("word",))
+    mean = base.token_vectors(start or _class_word(concept)).mean(dim=0, keepdim=True)
+    return learned_word(concept.name, mean.repeat(vectors, 1), site)
+
+
+def subject_prompt(concept: Concept, example: Example, template: str, *, phrase: str = "{word}") -> str:
+    """The picture's own caption, `*` in it written as the subject, or else the template.
+
+    Args:
+        template: `{subject}` is the phrase, `{word}` the learned word `<name>`, `{class}` the class word.
+        phrase: how the subject is named, with `{word}` or `{class}`.
+
+    Raises:
+        BadInput: the caption does not name what is to be learned from it, or a class word is needed and missing.
     """
     word = f"<{concept.name}>"
+    values = {"word": word, "class": _class_word(concept) if "{class}" in template + phrase else ""}
+    subject = phrase.format_map(values)
     if example.caption is None:
-        return template.format_map({"word": word, "class": concept.word})
-    caption = " ".join(word if part == "*" else part for part in example.caption.split())
-    if "{word}" in template and word not in caption:
-        raise BadInput(f"{example.path}: its caption {caption!r} must say {word} (or *) where the subject stands")
+        return template.format_map({**values, "subject": subject})
+    caption = " ".join(subject if part in ("*", word) else part for part in example.caption.split())
+    if ("{word}" in template or "{subject}" in template) and subject not in caption:
+        raise BadInput(f"{example.path}: its caption {caption!r} must say {subject} (or *) where the subject stands")
     return caption
+
+
+def clip_prompt(concept: Concept, example: Example) -> str:
+    """The clip's caption.
+
+    Raises:
+        BadInput: neither the clip nor the concept has one.
+    """
+    caption = example.caption or concept.caption
+    if caption is None:
+        raise BadInput(f"{example.path}: no caption; say what happens with --caption, or in {example.path.stem}.txt")
+    return caption
+
+
+def _class_word(concept: Concept) -> str:
+    if not concept.word:
+        raise BadInput(f"subject {concept.name} needs its class word, for instance --word dog")
+    return concept.word
