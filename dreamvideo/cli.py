@@ -260,14 +260,15 @@ def convert(
     appearance_strength: Annotated[
         tuple[float, float], typer.Option(help="Of an official motion; 1 1 if it was learned from one clip.")
     ] = (1.0, 0.0),
+    family: Annotated[str | None, typer.Option(help="Of the base of a LoRA file, as `bases` lists it.")] = None,
     json: Json = False,
 ) -> None:
-    """Read and write the files of the official code, and words for diffusers."""
+    """Read and write the files of the official code, and words and LoRA of other tools."""
     from dreamvideo import convert
 
     facts = convert.Facts(
         name=name, word=word, caption=caption, placement=placement.value, layers=layers,
-        appearance_strength=appearance_strength,
+        appearance_strength=appearance_strength, family=family,
     )  # fmt: skip
     written = [str(path) for path in convert.convert(sources, out, to=to.value, facts=facts)]
     _say({"files": written}, "\n".join(written), as_json=json)

@@ -351,11 +351,15 @@ def test_nothing_matched_is_no_silent_success(written: Path) -> None:
         load(rewritten(written, header, foreign))
 
 
-def test_two_sets_that_claim_a_tensor_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    sets = {name: AdapterSet(Bottleneck(), [SITE]) for name in ("first", "second")}
-    with pytest.raises(BadFile, match=r"two sets claim the tensor down\.0\.attn2"):
-        save(tmp_path / "twice.safetensors", ConceptFile(a_meta(), sets))
-    assert list(tmp_path.iterdir()) == []
+def test_two_sets_on_one_site_are_told_apart(tmp_path: Path) -> None:
+    sets = {name: AdapterSet(Bottleneck(), [SITE], seed=seed) for name, seed in (("one", 1), ("two", 2))}
+    save(tmp_path / "two.safetensors", ConceptFile(a_meta(), sets))
+    _, tensors = contents(tmp_path / "two.safetensors")
+    assert "one/down.0.attn2.up.bias" in tensors and "two/down.0.attn2.up.bias" in tensors
+    again = load(tmp_path / "two.safetensors")
+    for name, adapters in sets.items():
+        state = again.sets[name].state_dict()
+        assert all(torch.equal(state[key], tensor) for key, tensor in adapters.state_dict().items())
 
 
 def test_set_refuses_names_and_shapes_of_another() -> None:

@@ -56,10 +56,11 @@ ARROWS = {
     "run": "recipe adapters.file adapters.graft bases.base concept config",
     "train": "run recipe data concept bases.base adapters.* methods.method diffusion stopping",
     "sample": "bases.base adapters.* diffusion",
+    "merging": "adapters.* bases.base",
     "official": "official.*",
     "official.*": "official.* adapters.*",
     # rows 4 to 6: the edges
-    "convert": "official adapters.file adapters.words",
+    "convert": "bases official adapters.file adapters.lora adapters.words",
     "api": BELOW_API,
     "demo": f"api features metrics.* {BELOW_API}",
     "cli": "api bundled catalogue config convert demo describe doctor official sample",
@@ -84,7 +85,7 @@ OPTIONS = {
     "--height --image-encoder --inversion --inversion-strength --json --motion --negative --noise-offset --out "
     "--sampler --seed --steps --subject --width",
     "demo": "--base --device --dtype --out --steps",
-    "convert": "--appearance-strength --caption --json --layers --name --out --placement --to --word",
+    "convert": "--appearance-strength --caption --family --json --layers --name --out --placement --to --word",
     "inspect": "--fps --frames --json",
     "bases": "--json",
     "methods": "--json",

@@ -1,10 +1,12 @@
 """A concept in one file: named adapter sets and all that is needed to use them, as safetensors.
 
-Tensors are named `path.port.name`. The header holds one entry, `dreamvideo`, a JSON object with sorted keys, so
-that equal contents are equal bytes. Loading runs no code and needs no other file.
+Tensors are named `path.port.name`, or `SET/path.port.name` where two sets have one of the same name. The header holds
+one entry, `dreamvideo`, a JSON object with sorted keys, so that equal contents are equal bytes. Loading runs no code
+and needs no other file.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,17 +102,14 @@ _SETS = pydantic.TypeAdapter(dict[str, Described])
 
 
 def save(path: str | Path, concept: ConceptFile) -> None:
-    """Write a concept, whole or not at all; equal concepts give equal bytes.
-
-    Raises:
-        BadFile: two sets claim the same tensor name.
-    """
-    tensors = {}
-    for adapters in concept.sets.values():
-        for name, tensor in adapters.state_dict().items():
-            if name in tensors:
-                raise BadFile(f"{path}: two sets claim the tensor {name}")
-            tensors[name] = tensor.cpu().contiguous()
+    """Write a concept, whole or not at all; equal concepts give equal bytes."""
+    states = {name: adapters.state_dict() for name, adapters in concept.sets.items()}
+    claims = Counter(key for state in states.values() for key in state)
+    tensors = {
+        key if claims[key] == 1 else f"{name}/{key}": tensor.cpu().contiguous()
+        for name, state in states.items()
+        for key, tensor in state.items()
+    }
     described = {
         name: asdict(Described(adapters.kind.label, asdict(adapters.kind), adapters.sites))
         for name, adapters in concept.sets.items()
@@ -171,7 +170,8 @@ def load(path: str | Path) -> ConceptFile:
         try:
             kind = pydantic.TypeAdapter(KINDS[parts.kind]).validate_python(parts.options)
             adapters = AdapterSet(kind, parts.sites)
-            own = {key: tensors.pop(key) for key in adapters.state_dict() if key in tensors}
+            names = {key: f"{name}/{key}" if f"{name}/{key}" in tensors else key for key in adapters.state_dict()}
+            own = {key: tensors.pop(stored) for key, stored in names.items() if stored in tensors}
             adapters.load_state_dict(own)
         except (pydantic.ValidationError, BadInput) as error:
             why = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error

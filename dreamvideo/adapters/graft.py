@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dreamvideo.adapters.ports import Graft, grafts_on
+from dreamvideo.adapters.ports import Graft, grafts_on, put_grafts
 from dreamvideo.errors import BadFile, Unsupported
 
 __all__ = ["AdapterSet", "Axis", "Kind", "Site", "attach", "detach"]
@@ -169,7 +169,7 @@ def attach(adapters: AdapterSet, locate: Locate) -> None:
     for module, port, graft in places:
         if any(other is graft for other in grafts_on(module, port)):
             raise Unsupported(f"this set of {adapters.kind.label} adapters is attached already")
-        module.grafts[port] = nn.ModuleList([*grafts_on(module, port), graft])  # type: ignore[index, operator]
+        put_grafts(module, port, [*grafts_on(module, port), graft])
 
 
 def detach(adapters: AdapterSet, locate: Locate) -> None:
@@ -184,8 +184,4 @@ def detach(adapters: AdapterSet, locate: Locate) -> None:
         kept = [other for other in before if other is not graft]
         if len(kept) == len(before):
             raise Unsupported(f"this set of {adapters.kind.label} adapters is not attached")
-        if kept:
-            module.grafts[site.port] = nn.ModuleList(kept)  # type: ignore[index, operator]
-        else:
-            # An empty list would still be looked through in every call.
-            del module.grafts[site.port]  # type: ignore[operator, union-attr]
+        put_grafts(module, site.port, kept)

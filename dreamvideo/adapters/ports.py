@@ -1,9 +1,9 @@
 """Stock modules re-typed in place, so that adapters can be grafted on without renaming a key.
 
 A ported class is a subclass of the stock class *with the same name* (diffusers finds modules by class name).
-Opening sets `module.__class__`, closing sets it back. A ported module has `grafts`, a list of grafts for each of
-its ports, and `givens`, what the current call is given. With no grafts it computes, bit for bit, what the stock
-module computes.
+Opening sets `module.__class__`, closing sets it back. While something stands on its ports a ported module has a child
+`grafts`, lists of grafts by port; blocks have `givens` too, what the current call is given. With no grafts it computes,
+bit for bit, what the stock module computes.
 
 The residual ports of a transformer block follow the official DreamVideo code: an adapter reads the
 un-normalised residual stream x and its delta is added to the stream,
@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from dreamvideo.errors import Unsupported
 
 __all__ = [
+    "GRAFTS",
     "LAYERS",
     "BasicTransformerBlock",
     "Condition",
@@ -47,8 +48,12 @@ __all__ = [
     "close_ports",
     "grafts_on",
     "open_ports",
+    "put_grafts",
     "rematerialised",
 ]
+
+GRAFTS = "grafts"
+"""The name of the child that holds a ported module's grafts by port, while it has some."""
 
 Through = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A layer as a function of its input, weight and bias: its stride, padding and the like stay its own."""
@@ -95,7 +100,20 @@ class Graft(nn.Module):
 
 def grafts_on(module: nn.Module, port: str) -> Iterable[Any]:
     """The grafts on one port of a ported module."""
-    return module.grafts[port] if port in module.grafts else ()  # type: ignore[index, operator]  # noqa: SIM401
+    ports = module._modules.get(GRAFTS)
+    return ports[port] if ports is not None and port in ports else ()  # type: ignore[index, operator]
+
+
+def put_grafts(module: nn.Module, port: str, grafts: Iterable[nn.Module]) -> None:
+    """Say which grafts are on a port. A module without any has no trace of them, and is as fast as a stock one."""
+    ports = module._modules.setdefault(GRAFTS, nn.ModuleDict())
+    kept = nn.ModuleList(grafts)
+    if kept:
+        ports[port] = kept  # type: ignore[index]
+    else:
+        ports.pop(port)  # type: ignore[union-attr, operator]
+    if not ports:
+        del module._modules[GRAFTS]
 
 
 def rematerialised(givens: Givens, function: Any, *args: Any) -> Any:
@@ -111,7 +129,6 @@ class BasicTransformerBlock(StockTransformerBlock):
     stock: ClassVar[type[nn.Module]] = StockTransformerBlock
     ports: ClassVar[tuple[str, ...]] = ("attn1", "attn2", "ff")
     givens: Givens
-    grafts: nn.ModuleDict
 
     @staticmethod
     def check(block: StockTransformerBlock) -> None:
@@ -196,7 +213,6 @@ class Embedding(nn.Embedding):
 
     stock: ClassVar[type[nn.Module]] = nn.Embedding
     ports: ClassVar[tuple[str, ...]] = ("word",)
-    grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
         vectors = [graft.scale * graft.adapter.vectors for graft in grafts_on(self, "word")]
@@ -216,10 +232,9 @@ class Linear(nn.Linear):
 
     stock: ClassVar[type[nn.Module]] = nn.Linear
     ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
-    grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, F.linear) if self.grafts else super().forward(input)
+        return _through_ports(self, input, F.linear) if GRAFTS in self._modules else super().forward(input)
 
     def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
         """Output channels, and the shape of the tensor that belongs to the port: the weight's at `out`."""
@@ -231,10 +246,9 @@ class Conv2d(nn.Conv2d):
 
     stock: ClassVar[type[nn.Module]] = nn.Conv2d
     ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
-    grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self._conv_forward) if self.grafts else super().forward(input)
+        return _through_ports(self, input, self._conv_forward) if GRAFTS in self._modules else super().forward(input)
 
     def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
         """As of `Linear`."""
@@ -246,10 +260,9 @@ class Conv3d(nn.Conv3d):
 
     stock: ClassVar[type[nn.Module]] = nn.Conv3d
     ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
-    grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self._conv_forward) if self.grafts else super().forward(input)
+        return _through_ports(self, input, self._conv_forward) if GRAFTS in self._modules else super().forward(input)
 
     def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
         """As of `Linear`."""
@@ -261,10 +274,9 @@ class GroupNorm(nn.GroupNorm):
 
     stock: ClassVar[type[nn.Module]] = nn.GroupNorm
     ports: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self.through) if self.grafts else super().forward(input)
+        return _through_ports(self, input, self.through) if GRAFTS in self._modules else super().forward(input)
 
     def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """This norm with other parameters."""
@@ -280,10 +292,9 @@ class LayerNorm(nn.LayerNorm):
 
     stock: ClassVar[type[nn.Module]] = nn.LayerNorm
     ports: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    grafts: nn.ModuleDict
 
     def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self.through) if self.grafts else super().forward(input)
+        return _through_ports(self, input, self.through) if GRAFTS in self._modules else super().forward(input)
 
     def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """This norm with other parameters."""
@@ -346,8 +357,6 @@ def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Modul
             kind.check(module)
         module.__class__ = kind
         module.givens = givens  # type: ignore[assignment]
-        if kind.ports:
-            module.grafts = nn.ModuleDict()  # port -> its grafts, where there are any
 
 
 def close_ports(model: nn.Module, classes: Iterable[type[nn.Module]]) -> None:
@@ -357,5 +366,4 @@ def close_ports(model: nn.Module, classes: Iterable[type[nn.Module]]) -> None:
         if type(module) in ported:
             module.__class__ = type(module).stock  # type: ignore[attr-defined]
             del module.givens
-            if "grafts" in module._modules:
-                del module.grafts
+            module._modules.pop(GRAFTS, None)

@@ -1,5 +1,6 @@
 """What a file of weights holds, said without loading it into a model."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dreamvideo.adapters.file import HEADER, read_meta
 from dreamvideo.errors import BadFile
 from dreamvideo.official.adapters import by_set, plan
 from dreamvideo.official.checkpoint import naming, read_data, tensors_of
+from dreamvideo.official.lora import lora_layout
 from dreamvideo.official.names import Layout, adapter_layers, renamed
 from dreamvideo.official.unet import unet_config
 from dreamvideo.official.words import named_vectors
@@ -26,8 +28,8 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Always `file`, `format`, and the numbers `tensors` and `parameters`; beside these, what the format knows.
     `format` is one of "official UNet", "official identity adapter", "official motion adapter", "official identity
-    and motion adapter", "official word", "textual inversion (AUTOMATIC1111)", "textual inversion (diffusers)",
-    "dreamvideo concept" and "unknown tensors".
+    and motion adapter", "LoRA (diffusers)", "LoRA (PEFT)", "LoRA (kohya)", "official word",
+    "textual inversion (AUTOMATIC1111)", "textual inversion (diffusers)", "dreamvideo concept" and "unknown tensors".
 
     Raises:
         BadFile: unreadable, or a pickle that holds code.
@@ -53,6 +55,8 @@ def _recognised(data: Any) -> dict[str, Any]:
         return {"format": "unknown tensors"}
     if "input_blocks.0.0.weight" in tensors:
         return _unet(tensors, step)
+    if (form := lora_layout(tensors)) is not None:
+        return _lora(tensors, form)
     layout = _layout_of(tensors)
     if layout is None:
         return {"format": "unknown tensors", "names": sorted(tensors)[:5]}
@@ -100,6 +104,11 @@ def _unet(tensors: Mapping[str, Tensor], step: int | None) -> dict[str, Any]:
         "adapters": sum(renamed(key, adapter_layers(layout)) is not None for key in tensors),
         "step": step,
     }
+
+
+def _lora(tensors: Mapping[str, Tensor], form: str) -> dict[str, Any]:
+    lower = [tensor for name, tensor in tensors.items() if re.search(r"lora_A|lora_down|lora\.down", name)]
+    return {"format": f"LoRA ({form})", "layers": len(lower), "ranks": sorted({len(tensor) for tensor in lower})}
 
 
 def _layout_of(tensors: Mapping[str, Tensor]) -> Layout | None:
