@@ -211,14 +211,8 @@ class Data:
             raise BadInput(
                 f"{images.count} class images of {images.prompt!r} are wanted; learn through dreamvideo.learn"
             )
-        base = self.base
-        about = [
-            "class image",
-            images.prompt,
-            str((config.height, config.width)),
-            base.precision,
-            str(base.fingerprint),
-        ]
+        base, size = self.base, (config.height, config.width)
+        about = ["class image", images.prompt, str(size), str(base.defaults), base.precision, str(base.fingerprint)]
 
         def make(number: int) -> dict[str, Tensor]:
             return {"latents": sampler(images.prompt, number)[0].cpu().contiguous()}

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import torch
 
-from dreamvideo.adapters.delta import KeyValue
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.graft import AdapterSet
+from dreamvideo.adapters.kv import KeyValue
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.errors import BadInput

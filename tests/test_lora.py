@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dreamvideo import bases
 from dreamvideo.adapters.bottleneck import Bottleneck
-from dreamvideo.adapters.delta import Delta, KeyValue
+from dreamvideo.adapters.delta import Delta
 from dreamvideo.adapters.file import ConceptFile, Meta, load, save
 from dreamvideo.adapters.graft import AdapterSet, Kind, Site
+from dreamvideo.adapters.kv import KeyValue
 from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.words import learned_word
 from dreamvideo.bases.base import VideoBase
@@ -449,6 +450,9 @@ def test_a_word_goes_beside_the_low_rank_set(tmp_path: Path, unet3d: VideoBase) 
     [
         ({"unet.a.lora_A.weight": (2, 4)}, BadFile, "layer a has only one of its two matrices"),
         ({"unet.a.lora_A.weight": (2, 4), "unet.a.lora_B.weight": (4, 3)}, BadFile, "layer a: [4, 3] does not go with"),
+        ({"unet.a.lora_A.weight": (0, 4), "unet.a.lora_B.weight": (4, 0)}, BadFile, "layer a: [4, 0] does not go with"),
+        ({"unet.a.lora_A.weight": (2,), "unet.a.lora_B.weight": (4, 2)}, BadFile, "layer a: [4, 2] does not go with"),
+        ({"unet.a.lora_A.weight": (2, 4), "unet.a.alpha": (2,)}, BadFile, "where one number was expected"),
         ({"unet.a.lora_A.weight": (2, 4), "unet.a.dora_scale": (2, 4)}, BadFile, "tensor unet.a.dora_scale is foreign"),
         ({"unet.a.lora_A.weight": (2, 4), "text_encoder.b.lora_A.weight": (2, 4)}, Unsupported, "the text encoder"),
         ({"lora_te_b.lora_down.weight": (2, 4)}, Unsupported, "the text encoder"),
@@ -461,6 +465,29 @@ def test_other_contents_are_no_lora(tensors: dict, error: type, said: str, tmp_p
     with pytest.raises(error) as caught:
         read_lora(path, name="x", created_by="test")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"unet.a.lora_A.weight": torch.ones(2, 4)}, path, metadata={"lora_adapter_metadata": text})
+    with pytest.raises(BadFile, match=r"x\.safetensors: its lora_adapter_metadata is not"):
+        read_lora(path, name="x", created_by="test")
+
+
+def test_two_deltas_of_one_layer_do_not_go_into_one_file(tmp_path: Path, unet3d: VideoBase) -> None:
+    sites = unet3d.linears("space", ("attn1.to_q",))
+    sets = {name: AdapterSet(LoRA(rank=1), sites, seed=seed) for name, seed in (("a", 1), ("b", 2))}
+    with pytest.raises(Unsupported, match="has two low-rank deltas"):
+        write_lora(tmp_path, concept_of(unet3d, sets))
+
+
+def test_an_alpha_of_zero_says_nothing(tmp_path: Path, unet3d: VideoBase) -> None:
+    concept = concept_of(
+        unet3d, {"subject": disturb(AdapterSet(LoRA(rank=2, alpha=0.0), unet3d.linears("space", ("ff.*",))))}
+    )
+    again = read_lora(write_lora(tmp_path, concept), name="x", created_by="test")
+    assert torch.equal(attached_output(unet3d, again), output(unet3d))
 
 
 def test_only_low_rank_sets_are_written(tmp_path: Path, unet3d: VideoBase) -> None:

@@ -191,6 +191,39 @@ def test_dropout_of_deltas_survives_being_cut_off(unet3d: VideoBase, turn: Path,
     assert not all(torch.equal(ours[name], t) for name, t in calm.sets["motion"].state_dict().items())
 
 
+NEW = (
+    "lora-subject",
+    "lora-motion",
+    "finetune-subject",
+    "finetune-motion",
+    "dreamix",
+    "motion-director",
+    "custom-diffusion",
+)
+
+
+@pytest.mark.parametrize("method", NEW)
+def test_a_half_precision_base_is_learned_on_in_float32(
+    method: str, unet3d: VideoBase, dog: Path, turn: Path, tmp_path: Path
+) -> None:
+    unet3d.save(tmp_path / "base")
+    half = dv.load_base(str(tmp_path / "base"), dtype="bf16", device="cpu")
+    kind = methods.find(method).learns
+    about = {"word": "dog"} if kind == "image" else {"caption": "a car"}
+    rest = {"class_count": 1} if "class_count" in methods.find(method).__dataclass_fields__ else {}
+    values = [{"train": {"steps": 2, "batch": 1, "rematerialise": True}, "method": {"lr": 0.01, **rest}}]
+    source = dog if kind == "image" else turn
+    concept = api.learn(half, source, method=method, out=tmp_path / "r", settings=values, **about)
+    for adapters in concept.sets.values():
+        for tensor in adapters.state_dict().values():
+            assert tensor.dtype == torch.float32 and tensor.isfinite().all()
+    start = half.parts.denoiser.conv_in.weight
+    assert start.dtype == torch.bfloat16
+    video = dv.generate(half, "a <dog> runs" if kind == "image" else "a dog runs", concepts=[concept], config=SMALL)
+    plain = dv.generate(half, "a dog runs", config=SMALL, noise_offset=video.made["noise_offset"])
+    assert (video.frames != plain.frames).any()
+
+
 # -- class images -----------------------------------------------------------------------------------------------------
 
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dreamvideo.adapters.bottleneck import Bottleneck
-from dreamvideo.adapters.delta import Delta, KeyValue
+from dreamvideo.adapters.delta import Delta
 from dreamvideo.adapters.graft import AdapterSet, Kind, Site
+from dreamvideo.adapters.kv import KeyValue
 from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word

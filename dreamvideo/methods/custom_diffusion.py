@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dreamvideo.adapters.delta import KeyValue
 from dreamvideo.adapters.file import Sampling
 from dreamvideo.adapters.graft import AdapterSet
+from dreamvideo.adapters.kv import KeyValue
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch, ClassImages
@@ -57,7 +57,7 @@ class CustomDiffusion(Method):
     """lambda"""
     mask: bool = False
     """Leave the background out of the loss where masks exist, beside what a view leaves empty."""
-    noise_offset: float = 0.0
+    noise_offset: float = 0.1
     bypass_time: bool = False
     """Skip the layers that mix frames; DreamVideo runs them on one frame."""
 

@@ -152,7 +152,9 @@ def lora_layers(
         place = match["path"] or match["scaled"]
         layer = layers.setdefault(layer_path(place) if start == "lora_unet_" else place, _Layer())
         if match["scaled"]:
-            layer.alpha = float(tensor)
+            if tensor.numel() != 1:
+                raise BadFile(f"tensor {name} has shape {list(tensor.shape)} where one number was expected")
+            layer.alpha = tensor.item()
         elif match["down"]:
             layer.down = tensor
         else:
@@ -172,6 +174,8 @@ def write_lora(folder: str | Path, concept: ConceptFile) -> Path:
             continue
         state = adapters.state_dict()
         for site in adapters.sites:
+            if site.path in ranks:
+                raise Unsupported(f"layer {site.path} has two low-rank deltas; a LoRA file holds one of each layer")
             down, up = (state[f"{site.key}.{part}"].cpu().contiguous() for part in ("down", "up"))
             tensors[f"unet.{site.path}.lora_A.weight"] = down
             tensors[f"unet.{site.path}.lora_B.weight"] = up.reshape(*up.shape, *[1] * (down.ndim - 2))
@@ -205,22 +209,33 @@ def _configuration(path: Path, layout: str | None) -> Mapping[str, Any]:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA)
         if text is not None:
-            return {key.removeprefix("unet."): value for key, value in json.loads(text).items()}
+            return {key.removeprefix("unet."): value for key, value in _object(text, METADATA).items()}
     if layout != "PEFT":
         return {}
     beside = path.with_name(CONFIG)
     if not beside.is_file():
         raise BadFile(f"{CONFIG} must lie beside it: PEFT says alpha there")
-    return json.loads(beside.read_text(encoding="utf-8"))
+    return _object(beside.read_text(encoding="utf-8"), CONFIG)
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise BadFile(f"its {what} is not JSON") from error
+    if not isinstance(said, dict):
+        raise BadFile(f"its {what} is not an object")
+    return said
 
 
 def _complete(path: str, layer: _Layer, configuration: Mapping[str, Any]) -> tuple[Tensor, Tensor, float]:
     if layer.down is None or layer.up is None:
         raise BadFile(f"layer {path} has only one of its two matrices")
+    shapes = list(layer.down.shape), list(layer.up.shape)
+    if min(map(len, shapes)) < 2 or 0 in shapes[0] or shapes[1][1] != shapes[0][0] or set(shapes[1][2:]) - {1}:
+        raise BadFile(f"layer {path}: {shapes[1]} does not go with {shapes[0]}")
     down, up = layer.down.float(), layer.up.float().flatten(1)
     rank = len(down)
-    if up.ndim != 2 or up.shape[1] != rank:
-        raise BadFile(f"layer {path}: {list(layer.up.shape)} does not go with {list(layer.down.shape)}")
     patterns = configuration.get("alpha_pattern") or {}
     own = next((value for key, value in patterns.items() if f".{path}".endswith(f".{key.lstrip('^')}")), None)
     alpha = next((a for a in (layer.alpha, own, configuration.get("lora_alpha")) if a is not None), rank)
@@ -231,10 +246,7 @@ def _uniform(layers: Mapping[str, tuple[Tensor, Tensor, float]]) -> tuple[LoRA, 
     """One kind for all layers, and the tensors of each site."""
     ranks, factors = {len(down) for down, _, _ in layers.values()}, {factor for _, _, factor in layers.values()}
     rank = max(ranks)
-    if len(factors) == 1:
-        (common,) = factors
-    else:
-        common = 1.0
+    common = factors.pop() if len(factors) == 1 and 0 not in factors else 1.0
     sites = {}
     for path, (down, up, factor) in layers.items():
         missing = rank - len(down)
