@@ -76,7 +76,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_ports_refuse_a_block_they_do_not_understand():
     family = bases.available()["unet3d"]
     parts = family.tiny(0).parts
-    block = family.tiny(0)._blocks["transformer_in.transformer_blocks.0"]
+    block = family.tiny(0)._places.blocks["transformer_in.transformer_blocks.0"]
     assert block.norm_type == "layer_norm"
     fresh = family.tiny(0)
     with pytest.raises(Unsupported, match="hook"):

@@ -105,7 +105,7 @@ def test_pixels_are_between_minus_one_and_one() -> None:
 
 
 def items_of(data: Data) -> Iterator[Tensor]:
-    for item in data.items:
+    for (item,) in data.items:
         yield from (item.mean, item.std)
         if item.appearance is not None:
             yield item.appearance
@@ -135,16 +135,16 @@ def test_other_sizes_and_wishes_do_not_find_the_cache(tiny: VideoBase, motion_co
     tall = data_of(tiny, motion_concept, cache=tmp_path, height=24)
     guided = data_of(tiny, motion_concept, "appearance", cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    assert tall.items[0].mean.shape[-2:] == (6, 4)
-    assert guided.items[0].appearance is not None
+    assert tall.items[0][0].mean.shape[-2:] == (6, 4)
+    assert guided.items[0][0].appearance is not None
 
 
 def test_other_base_does_not_find_the_cache(tiny: VideoBase, motion_concept: Concept, tmp_path: Path) -> None:
     other = type(tiny).tiny(1)
     first = data_of(tiny, motion_concept, cache=tmp_path)
     second = data_of(other, motion_concept, cache=tmp_path)
-    assert not torch.equal(first.items[0].mean, second.items[0].mean)
-    assert torch.equal(second.items[0].mean, data_of(other, motion_concept).items[0].mean)
+    assert not torch.equal(first.items[0][0].mean, second.items[0][0].mean)
+    assert torch.equal(second.items[0][0].mean, data_of(other, motion_concept).items[0][0].mean)
 
 
 def test_other_image_encoder_does_not_find_the_cache(
@@ -155,7 +155,9 @@ def test_other_image_encoder_does_not_find_the_cache(
     monkeypatch.setattr(tiny, "parts", replace(tiny.parts, image_encoder=encoder))
     monkeypatch.setattr(tiny, "origin", replace(tiny.origin, image_encoder="another"))
     cached = data_of(tiny, motion_concept, "appearance", cache=tmp_path)
-    assert torch.equal(cached.items[0].appearance, data_of(tiny, motion_concept, "appearance").items[0].appearance)
+    assert torch.equal(
+        cached.items[0][0].appearance, data_of(tiny, motion_concept, "appearance").items[0][0].appearance
+    )
 
 
 # -- the posterior ----------------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ def test_latents_sample_the_posterior(tiny: VideoBase, subject_concept: Concept)
     data = data_of(tiny, subject_concept)
     drawn = batch_of(tiny, data, [1] * 4000).latents
     assert drawn.shape == (4000, 4, 1, *LATENT)
-    mean, std = data.items[1].mean[:, :1], data.items[1].std[:, :1]
+    mean, std = data.items[1][0].mean[:, :1], data.items[1][0].std[:, :1]
     assert std.min() > 0
     assert ((drawn.mean(0) - mean) / std).abs().max() < 5 / 4000**0.5
     assert (drawn.std(0) / std - 1).abs().max() < 0.06

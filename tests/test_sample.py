@@ -250,7 +250,7 @@ def test_a_video_and_its_json_give_the_same_frames_again(unet3d: VideoBase, dog,
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        ("a * running", {}, "stands for one learned word, but 0 are given"),
+        ("a * running", {}, "stands for one subject, but 0 are given"),
         ("a <cat>", {}, "<cat> is not among the learned words"),
         ("a dog", {"config": {"height": 12}}, "multiple of 8"),
         ("a dog", {"config": {"frames": 0}}, "at least 1"),
