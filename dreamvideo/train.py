@@ -209,10 +209,13 @@ class _Loop:
         """The mean gradient over processes; adapters are small, so one flat message does."""
         if self.accelerator.num_processes == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        # A set may have taken part on another process alone: there every process needs a gradient of it.
+        known = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
+        taught = [p for p, n in zip(parameters, self.accelerator.reduce(known, reduction="sum"), strict=True) if n]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in taught]
         flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        for p, mean in zip(taught, flat.split([g.numel() for g in gradients]), strict=True):
+            p.grad = mean.view_as(p)
 
     def agreed(self, stopped: bool) -> bool:
         """True on every process if a signal came to any."""

@@ -295,6 +295,17 @@ def test_unknown_kind_is_refused(written: Path) -> None:
     assert "'hypernetwork'" in refused(rewritten(written, header, tensors))
 
 
+def test_file_from_before_layers_could_be_learned_is_read(concept: ConceptFile, written: Path) -> None:
+    header, tensors = contents(written)
+    for described in header["sets"].values():
+        for site in described["sites"]:
+            del site["shape"]
+    del header["sampling"]["phrase"], header["sampling"]["inversion"]
+    again = load(rewritten(written, header, tensors))
+    assert again.meta == concept.meta
+    assert again.sets["motion"].sites == concept.sets["motion"].sites
+
+
 def test_unmatched_tensor_is_refused(written: Path) -> None:
     header, tensors = contents(written)
     assert "1 tensors belong to no set" in refused(rewritten(written, header, {**tensors, "zz": torch.zeros(1)}))

@@ -50,7 +50,8 @@ ARROWS = {
     # row 2: how
     "data": "bases.base concept diffusion media views",
     "methods": "methods.method",
-    "methods.*": "methods.method adapters.* bases.base concept data diffusion views",
+    "methods.prompts": "concept",
+    "methods.*": "methods.method methods.prompts adapters.* bases.base concept data diffusion views",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
     "run": "recipe adapters.file adapters.graft bases.base concept config",

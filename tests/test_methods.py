@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import dreamvideo as dv
-from dreamvideo import api, methods, sample
+from dreamvideo import api, methods, sample, train
 from dreamvideo.adapters.file import ConceptFile, load, save
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.adapters.words import Word
@@ -22,7 +22,8 @@ from dreamvideo.data import Batch, ClassImages, Data, DataConfig
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import BadConfig, BadInput
 from dreamvideo.merging import merged
-from dreamvideo.methods.method import denoising, subject_prompt
+from dreamvideo.methods.method import denoising
+from dreamvideo.methods.prompts import subject_prompt
 from dreamvideo.sample import SampleConfig
 from dreamvideo.views import View, random_views
 
@@ -135,6 +136,28 @@ def test_a_step_may_do_without_the_looks(base: VideoBase, motion_concept: Concep
             assert name == "temporal"
             term.backward()
     assert touched(sets["motion"]) and not touched(sets["looks-0"])
+
+
+def test_processes_that_saw_other_clips_average_what_each_learned(unet3d: VideoBase) -> None:
+    """Two processes, one set that both taught, one that the other alone did, and one that neither did."""
+
+    class Two:
+        num_processes, device = 2, torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.theirs = [torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([4.0, 4.0, 6.0, 6.0, 0.0, 0.0])]
+
+        def reduce(self, mine: Tensor, *, reduction: str) -> Tensor:
+            total = mine + self.theirs.pop(0)
+            return total if reduction == "sum" else total / 2
+
+    both, other, mine, neither = (torch.nn.Parameter(torch.zeros(2)) for _ in range(4))
+    both.grad, mine.grad = torch.full((2,), 2.0), torch.full((2,), 8.0)
+    loop = object.__new__(train._Loop)
+    loop.accelerator = Two()
+    loop.average([both, other, mine, neither])
+    assert both.grad.tolist() == [3, 3] and other.grad.tolist() == [3, 3] and mine.grad.tolist() == [4, 4]
+    assert neither.grad is None
 
 
 def test_two_clips_in_a_step_are_refused(unet3d: VideoBase, two_clips: Concept) -> None:
@@ -319,6 +342,12 @@ def test_captions_name_the_subject_by_its_phrase(subject_concept: Concept) -> No
     assert said("a * in the grass") == said("a <dog> in the grass") == "a sks dog in the grass"
     with pytest.raises(BadInput, match="must say sks dog"):
         said("something in the grass")
+
+
+@pytest.mark.parametrize("text", ["a {dog}", "a {", "a {0}", "a {subject.x}"])
+def test_what_cannot_be_filled_in_is_said(subject_concept: Concept, text: str) -> None:
+    with pytest.raises(BadConfig, match=r"cannot be filled in: \{word\}, \{class\}, \{subject\} may stand in it"):
+        subject_prompt(subject_concept, subject_concept.examples[0], text)
 
 
 # -- fine-tuning ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch, ClassImages
 from dreamvideo.diffusion import Draw, generator
-from dreamvideo.methods.method import Method, Stage, Want, class_images, initial_word, subject_prompt, with_prior
+from dreamvideo.methods.method import Method, Stage, Want, class_images, initial_word, with_prior
+from dreamvideo.methods.prompts import subject_prompt
 from dreamvideo.views import View, random_views
 
 __all__ = ["METHODS"]

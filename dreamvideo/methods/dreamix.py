@@ -17,7 +17,8 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch, ClassImages
 from dreamvideo.diffusion import Draw
-from dreamvideo.methods.method import IDENTIFIER, Method, Stage, Want, class_images, subject_prompt, with_prior
+from dreamvideo.methods.method import Method, Stage, Want, class_images, with_prior
+from dreamvideo.methods.prompts import IDENTIFIER, subject_prompt
 
 __all__ = ["METHODS"]
 

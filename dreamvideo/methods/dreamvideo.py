@@ -17,7 +17,8 @@ from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
 from dreamvideo.errors import MissingWeights
-from dreamvideo.methods.method import Method, Stage, Want, clip_prompt, denoising, initial_word, subject_prompt
+from dreamvideo.methods.method import Method, Stage, Want, denoising, initial_word
+from dreamvideo.methods.prompts import clip_prompt, subject_prompt
 
 __all__ = ["METHODS"]
 

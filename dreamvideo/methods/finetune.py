@@ -17,7 +17,8 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
-from dreamvideo.methods.method import IDENTIFIER, Method, Stage, Want, clip_prompt, denoising, subject_prompt
+from dreamvideo.methods.method import Method, Stage, Want, denoising
+from dreamvideo.methods.prompts import IDENTIFIER, clip_prompt, subject_prompt
 
 __all__ = ["METHODS"]
 

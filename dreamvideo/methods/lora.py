@@ -19,17 +19,8 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch, ClassImages
 from dreamvideo.diffusion import Draw
-from dreamvideo.methods.method import (
-    IDENTIFIER,
-    Method,
-    Stage,
-    Want,
-    class_images,
-    clip_prompt,
-    denoising,
-    subject_prompt,
-    with_prior,
-)
+from dreamvideo.methods.method import Method, Stage, Want, class_images, denoising, with_prior
+from dreamvideo.methods.prompts import IDENTIFIER, clip_prompt, subject_prompt
 
 __all__ = ["METHODS"]
 

@@ -15,24 +15,10 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch, ClassImages
 from dreamvideo.diffusion import Draw
-from dreamvideo.errors import BadInput
+from dreamvideo.methods.prompts import class_word, filled
 from dreamvideo.views import View
 
-__all__ = [
-    "IDENTIFIER",
-    "Method",
-    "Stage",
-    "Want",
-    "class_images",
-    "clip_prompt",
-    "denoising",
-    "initial_word",
-    "subject_prompt",
-    "with_prior",
-]
-
-IDENTIFIER = "sks"
-"""A rare word of CLIP's vocabulary that stands for a subject without being learned itself (DreamBooth)."""
+__all__ = ["Method", "Stage", "Want", "class_images", "denoising", "initial_word", "with_prior"]
 
 Want = Literal["mask", "appearance"]
 
@@ -141,7 +127,7 @@ def class_images(concept: Concept, template: str, count: int) -> ClassImages | N
     Raises:
         BadInput: the concept has no class word.
     """
-    return ClassImages(template.format_map({"class": _class_word(concept)}), count) if count else None
+    return ClassImages(filled(template, {"class": class_word(concept)}), count) if count else None
 
 
 def initial_word(base: VideoBase, concept: Concept, *, vectors: int, start: str | None = None) -> AdapterSet:
@@ -152,44 +138,5 @@ def initial_word(base: VideoBase, concept: Concept, *, vectors: int, start: str 
         BadInput: the concept has no class word.
     """
     (site,) = base.sites("text", ("word",))
-    mean = base.token_vectors(start or _class_word(concept)).mean(dim=0, keepdim=True)
+    mean = base.token_vectors(start or class_word(concept)).mean(dim=0, keepdim=True)
     return learned_word(concept.name, mean.repeat(vectors, 1), site)
-
-
-def subject_prompt(concept: Concept, example: Example, template: str, *, phrase: str = "{word}") -> str:
-    """The picture's own caption, `*` in it written as the subject, or else the template.
-
-    Args:
-        template: `{subject}` is the phrase, `{word}` the learned word `<name>`, `{class}` the class word.
-        phrase: how the subject is named, with `{word}` or `{class}`.
-
-    Raises:
-        BadInput: the caption does not name what is to be learned from it, or a class word is needed and missing.
-    """
-    word = f"<{concept.name}>"
-    values = {"word": word, "class": _class_word(concept) if "{class}" in template + phrase else ""}
-    subject = phrase.format_map(values)
-    if example.caption is None:
-        return template.format_map({**values, "subject": subject})
-    caption = " ".join(subject if part in ("*", word) else part for part in example.caption.split())
-    if ("{word}" in template or "{subject}" in template) and subject not in caption:
-        raise BadInput(f"{example.path}: its caption {caption!r} must say {subject} (or *) where the subject stands")
-    return caption
-
-
-def clip_prompt(concept: Concept, example: Example) -> str:
-    """The clip's caption.
-
-    Raises:
-        BadInput: neither the clip nor the concept has one.
-    """
-    caption = example.caption or concept.caption
-    if caption is None:
-        raise BadInput(f"{example.path}: no caption; say what happens with --caption, or in {example.path.stem}.txt")
-    return caption
-
-
-def _class_word(concept: Concept) -> str:
-    if not concept.word:
-        raise BadInput(f"subject {concept.name} needs its class word, for instance --word dog")
-    return concept.word

@@ -18,7 +18,8 @@ from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
 from dreamvideo.errors import BadConfig
-from dreamvideo.methods.method import Method, Stage, clip_prompt
+from dreamvideo.methods.method import Method, Stage
+from dreamvideo.methods.prompts import clip_prompt
 
 __all__ = ["METHODS"]
 

@@ -12,7 +12,8 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, Example
 from dreamvideo.data import Batch
 from dreamvideo.diffusion import Draw
-from dreamvideo.methods.method import Method, Stage, Want, denoising, initial_word, subject_prompt
+from dreamvideo.methods.method import Method, Stage, Want, denoising, initial_word
+from dreamvideo.methods.prompts import subject_prompt
 
 __all__ = ["METHODS"]
 
