@@ -138,6 +138,15 @@ def test_space_and_time_share_no_parameter_and_leave_none_out(base: VideoBase) -
     assert sorted(keys) == sorted(name for name, _ in base.parts.denoiser.named_parameters())
 
 
+def test_a_parameter_that_cannot_be_tuned_is_not_left_out_silently() -> None:
+    tiny = UNet3D.tiny(0)
+    tiny.parts.denoiser.mid_block.register_parameter("table", nn.Parameter(torch.zeros(2)))
+    again = UNet3D(tiny.origin, parts=tiny.parts, defaults=tiny.defaults)
+    with pytest.raises(Unsupported, match=r"parameter mid_block\.table of base tiny cannot be tuned"):
+        again.weights("space")
+    assert again.weights("space", ("conv_in.*",)) and again.weights("time")
+
+
 def test_fine_tuning_a_delta_is_fine_tuning(unet3d: VideoBase) -> None:
     """Adam moves a delta from zero as it moves the parameter itself."""
     name = "conv_out.weight"
@@ -413,6 +422,28 @@ def test_layouts_are_read_alike(base: VideoBase, form: str, tmp_path: Path) -> N
     again = read_lora(path, name="dog", created_by="test", family=base.family)
     assert sum(len(part.sites) for part in again.sets.values()) == len(adapters.sites)
     torch.testing.assert_close(attached_output(base, again), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_motion_lora_is_read_in_both_layouts(tmp_path: Path) -> None:
+    """MotionLoRA as AnimateDiff publishes it, and as diffusers does."""
+    base = bases.available()["animatediff"].tiny(0)
+    adapters = disturb(AdapterSet(LoRA(rank=2), base.linears("time", ("attn1.*", "attn2.*"))))
+    concept = concept_of(base, {"motion": adapters})
+    expected = attached_output(base, concept)
+    tensors = load_file(write_lora(tmp_path, concept))
+    theirs = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("unet.").replace(".transformer_blocks", ".temporal_transformer.transformer_blocks")
+        name = name.replace(".attn1.", ".attention_blocks.0.processor.")
+        name = name.replace(".attn2.", ".attention_blocks.1.processor.").replace("to_out.0", "to_out")
+        theirs[name.replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up")] = tensor
+    torch.save({"state_dict": theirs}, tmp_path / "pan.ckpt")
+    assert describe(tmp_path / "pan.ckpt")["format"] == "LoRA (AnimateDiff)"
+    for source, form in ((tmp_path / "pan.ckpt", "x"), (tmp_path / "pytorch_lora_weights.safetensors", "y")):
+        (written,) = convert([source], tmp_path / f"{form}.safetensors", to="dreamvideo", facts=Facts(caption="a pan"))
+        again = load(written)
+        assert (again.meta.family, again.meta.role, again.meta.caption) == ("animatediff", "motion", "a pan")
+        torch.testing.assert_close(attached_output(base, again), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_flat_names_have_one_meaning() -> None:

@@ -17,10 +17,11 @@ from dreamvideo.adapters.file import ConceptFile, load, save
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.unet3d import UNet3D
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.data import Batch, ClassImages, Data, DataConfig
 from dreamvideo.diffusion import Draw, generator
-from dreamvideo.errors import BadConfig, BadInput
+from dreamvideo.errors import BadConfig, BadInput, Unsupported
 from dreamvideo.merging import merged
 from dreamvideo.methods.method import denoising
 from dreamvideo.methods.prompts import subject_prompt
@@ -245,6 +246,23 @@ def test_a_half_precision_base_is_learned_on_in_float32(
     video = dv.generate(half, "a <dog> runs" if kind == "image" else "a dog runs", concepts=[concept], config=SMALL)
     plain = dv.generate(half, "a dog runs", config=SMALL, noise_offset=video.made["noise_offset"])
     assert (video.frames != plain.frames).any()
+
+
+class Joint(UNet3D):
+    """A base whose blocks mix space and time."""
+
+    def axis(self, path: str) -> Any:
+        return "joint"
+
+
+@pytest.mark.parametrize("method", sorted(methods.available().keys() - {"textual-inversion"}))
+def test_a_base_without_such_layers_is_refused_in_one_line(
+    method: str, subject_concept: Concept, motion_concept: Concept
+) -> None:
+    chosen = methods.find(method)()
+    concept = subject_concept if chosen.learns == "image" else motion_concept
+    with pytest.raises(Unsupported, match=r"mixes space and time .*: it has no '(space|time)' layers"):
+        chosen.stages(Joint.tiny(0), concept, seed=0)
 
 
 # -- class images -----------------------------------------------------------------------------------------------------

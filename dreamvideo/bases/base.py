@@ -246,7 +246,7 @@ class VideoBase(ABC):
         """The denoiser's parameters of the given axis whose whole name fits one of the patterns `names`, in order.
 
         Raises:
-            Unsupported: as `sites`.
+            Unsupported: as `sites`; or one of them belongs to a module of a sort that has no ports.
         """
         return tuple(self._places.parameters(axis, names))
 

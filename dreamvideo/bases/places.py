@@ -33,6 +33,8 @@ class Places:
         modules = dict(denoiser.named_modules())
         self.blocks = {path: module for path, module in modules.items() if isinstance(module, BasicTransformerBlock)}
         self.layers = {path: module for path, module in modules.items() if type(module) in LAYERS}
+        ported = {f"{path}.{name}" for path, layer in self.layers.items() for name in layer._parameters}
+        self.portless = [name for name, _ in denoiser.named_parameters() if name not in ported]
         self.block_axes = {path: block_axis(path) for path in self.blocks}
         in_time = [path for path, module in modules.items() if isinstance(module, time_modules)]
         self.time_paths = (*time_paths, *in_time)
@@ -94,6 +96,9 @@ class Places:
     def parameters(self, axis: str, patterns: Sequence[str]) -> Iterator[Site]:
         """See `VideoBase.weights`."""
         self.check(axis)
+        for name in self.portless:
+            if self.axis(name) == axis and any(fnmatchcase(name, pattern) for pattern in patterns):
+                raise Unsupported(f"parameter {name} of base {self.name} cannot be tuned: its module has no ports")
         for path, layer in self.layers.items():
             if self.axis(path) != axis:
                 continue

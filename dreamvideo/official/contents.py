@@ -28,7 +28,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Always `file`, `format`, and the numbers `tensors` and `parameters`; beside these, what the format knows.
     `format` is one of "official UNet", "official identity adapter", "official motion adapter", "official identity
-    and motion adapter", "LoRA (diffusers)", "LoRA (PEFT)", "LoRA (kohya)", "official word",
+    and motion adapter", "LoRA (diffusers)", "LoRA (PEFT)", "LoRA (kohya)", "LoRA (AnimateDiff)", "official word",
     "textual inversion (AUTOMATIC1111)", "textual inversion (diffusers)", "dreamvideo concept" and "unknown tensors".
 
     Raises:

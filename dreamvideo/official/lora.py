@@ -3,6 +3,8 @@
 diffusers     unet.PATH.lora_A.weight, .lora_B.weight; the configuration, each entry `unet.NAME`, is JSON in the header
               under lora_adapter_metadata. Older files: PATH.lora.down.weight, PATH.processor.to_k_lora.down.weight
 PEFT          base_model.model.PATH.lora_A.weight, .lora_B.weight; alpha stands in adapter_config.json beside the file
+AnimateDiff   MotionLoRA: like diffusers' older files, without `unet.`, and with the motion module's own names:
+              ...motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.to_q_lora.*
 kohya         lora_unet_PATH.lora_down.weight, .lora_up.weight, .alpha; dots of PATH are underscores (musubi too)
 
 A file may give every layer a rank and an alpha of its own. A set of ours has one of each: where they differ, lower
@@ -40,6 +42,8 @@ CONFIG = "adapter_config.json"
 TIME = {"temp_attentions", "temp_convs", "transformer_in", "motion_modules"}
 """Modules of diffusers' UNets that mix frames."""
 MOTION = "motion_modules"
+MODULE = ".temporal_transformer"
+"""What AnimateDiff's own names have more than diffusers'."""
 
 _DOWN, _UP = "lora_A|lora_down|lora\\.down|lora_linear_layer\\.down", "lora_B|lora_up|lora\\.up|lora_linear_layer\\.up"
 _TENSOR = re.compile(rf"(?P<path>.+?)\.(?:(?P<down>{_DOWN})|(?P<up>{_UP}))(?:\.default)?\.weight|(?P<scaled>.+)\.alpha")
@@ -63,10 +67,12 @@ class _Layer:
 
 
 def lora_layout(names: Iterable[str]) -> str | None:
-    """`diffusers`, `PEFT` or `kohya`, by the names of a file's tensors; None: it is no LoRA file."""
+    """`diffusers`, `AnimateDiff`, `PEFT` or `kohya`, by the names of a file's tensors; None: it is no LoRA file."""
     names = list(names)
     if not any(_TENSOR.fullmatch(_modern(name)) for name in names):
         return None
+    if any(MODULE in name for name in names):
+        return "AnimateDiff"
     return next((LAYOUTS[start] for start in LAYOUTS if any(name.startswith(start) for name in names)), None)
 
 
@@ -199,7 +205,10 @@ def write_lora(folder: str | Path, concept: ConceptFile) -> Path:
 
 
 def _modern(name: str) -> str:
-    """diffusers' names from the time of attention processors, as they are now."""
+    """AnimateDiff's names, and diffusers' from the time of attention processors, as they are now."""
+    name = (
+        name.replace(MODULE, "").replace(".attention_blocks.0.", ".attn1.").replace(".attention_blocks.1.", ".attn2.")
+    )
     return _PROCESSOR.sub(lambda m: f".{m[1]}{'.0' if m[1] == 'to_out' else ''}.lora.", name)
 
 
