@@ -227,6 +227,12 @@ class Embedding(nn.Embedding):
         return self.embedding_dim, ()
 
 
+def _measured(layer: nn.Module, port: str) -> tuple[int, tuple[int, ...]]:
+    """Output channels, and the shape of the tensor that belongs to the port: the weight's at `out`."""
+    tensor = layer._parameters["weight" if port == "out" else port]
+    return (0, ()) if tensor is None else (tensor.shape[0], tuple(tensor.shape))
+
+
 class Linear(nn.Linear):
     """A linear layer with ports on its output and its parameters."""
 
@@ -236,9 +242,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return _through_ports(self, input, F.linear) if GRAFTS in self._modules else super().forward(input)
 
-    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
-        """Output channels, and the shape of the tensor that belongs to the port: the weight's at `out`."""
-        return _measured(self, port)
+    measure = _measured
 
 
 class Conv2d(nn.Conv2d):
@@ -250,9 +254,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return _through_ports(self, input, self._conv_forward) if GRAFTS in self._modules else super().forward(input)
 
-    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
-        """As of `Linear`."""
-        return _measured(self, port)
+    measure = _measured
 
 
 class Conv3d(nn.Conv3d):
@@ -264,9 +266,7 @@ class Conv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         return _through_ports(self, input, self._conv_forward) if GRAFTS in self._modules else super().forward(input)
 
-    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
-        """As of `Linear`."""
-        return _measured(self, port)
+    measure = _measured
 
 
 class GroupNorm(nn.GroupNorm):
@@ -282,9 +282,7 @@ class GroupNorm(nn.GroupNorm):
         """This norm with other parameters."""
         return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
-    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
-        """As of `Linear`."""
-        return _measured(self, port)
+    measure = _measured
 
 
 class LayerNorm(nn.LayerNorm):
@@ -300,9 +298,7 @@ class LayerNorm(nn.LayerNorm):
         """This norm with other parameters."""
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
-    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
-        """As of `Linear`."""
-        return _measured(self, port)
+    measure = _measured
 
 
 LAYERS: tuple[type[nn.Module], ...] = (Linear, Conv2d, Conv3d, GroupNorm, LayerNorm)
@@ -330,13 +326,8 @@ def _learned(layer: nn.Module, name: str) -> Any:
 
 
 def _summed(deltas: list[Tensor]) -> Tensor:
-    """Deltas are summed before they are added, so that the order of two sets means nothing, to the last bit."""
+    """Deltas are summed before they are added: the order of two sets means nothing then, to the last bit."""
     return sum(deltas[1:], deltas[0])
-
-
-def _measured(layer: nn.Module, port: str) -> tuple[int, tuple[int, ...]]:
-    tensor = layer._parameters["weight" if port == "out" else port]
-    return (0, ()) if tensor is None else (tensor.shape[0], tuple(tensor.shape))
 
 
 def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Module]]) -> None:
