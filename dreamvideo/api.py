@@ -106,6 +106,8 @@ def learn(
         media.write_video(path, made, fps=base.defaults.fps)
 
     def class_image(prompt: str, number: int) -> torch.Tensor:
+        if number == 0:
+            _log.warning("before learning begins, the plain base makes class images of %r", prompt)
         size = SampleConfig(frames=1, height=resolved.data.height, width=resolved.data.width)
         return sample.generate(base, prompt, Composition(), size, seed=number)
 

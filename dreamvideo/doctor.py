@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["Finding", "examine"]
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "av", "safetensors")
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "av", "safetensors")
 
 
 @dataclass(frozen=True)

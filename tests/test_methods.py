@@ -186,7 +186,8 @@ def test_motion_director_runs_from_clip_to_video(
     assert given.made["inversion"]["strength"] == 0.2
 
 
-def test_dropout_of_deltas_survives_being_cut_off(unet3d: VideoBase, turn: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora-motion", "motion-director"])
+def test_dropout_of_deltas_survives_being_cut_off(method: str, unet3d: VideoBase, turn: Path, tmp_path: Path) -> None:
     """Its randomness is made from the step's number, and global randomness is left alone."""
 
     def learned(out: str, *, stop: int | None = None) -> ConceptFile:
@@ -196,7 +197,7 @@ def test_dropout_of_deltas_survives_being_cut_off(unet3d: VideoBase, turn: Path,
 
         values = [{"train": {"steps": 3, "save_every": 1}, "method": {"rank": 2, "dropout": 0.3}}]
         return api.learn(
-            unet3d, turn, method="lora-motion", caption="a car", out=tmp_path / out, settings=values, on_step=on_step
+            unet3d, turn, method=method, caption="a car", out=tmp_path / out, settings=values, on_step=on_step
         )
 
     torch.manual_seed(3)
@@ -210,8 +211,8 @@ def test_dropout_of_deltas_survives_being_cut_off(unet3d: VideoBase, turn: Path,
     ours, theirs = whole.sets["motion"].state_dict(), resumed.sets["motion"].state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     # Dropout acted: without it the result is another.
-    plain = [{"train": {"steps": 3, "save_every": 1}, "method": {"rank": 2}}]
-    calm = api.learn(unet3d, turn, method="lora-motion", caption="a car", out=tmp_path / "calm", settings=plain)
+    plain = [{"train": {"steps": 3, "save_every": 1}, "method": {"rank": 2, "dropout": 0.0}}]
+    calm = api.learn(unet3d, turn, method=method, caption="a car", out=tmp_path / "calm", settings=plain)
     assert not all(torch.equal(ours[name], t) for name, t in calm.sets["motion"].state_dict().items())
 
 
@@ -269,7 +270,11 @@ def test_a_base_without_such_layers_is_refused_in_one_line(
 
 
 def test_class_images_are_made_once_by_the_plain_base(
-    unet3d: VideoBase, dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unet3d: VideoBase,
+    dog: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     made: list[tuple[str, int, int]] = []
     generate = sample.generate
@@ -281,7 +286,9 @@ def test_class_images_are_made_once_by_the_plain_base(
 
     monkeypatch.setattr(sample, "generate", counted)
     values = settings(class_count=3, prior_weight=0.5)
-    concept = api.learn(unet3d, dog, method="dreamix", word="dog", out=tmp_path / "r", settings=values)
+    with caplog.at_level(logging.WARNING):
+        concept = api.learn(unet3d, dog, method="dreamix", word="dog", out=tmp_path / "r", settings=values)
+    assert "before learning begins, the plain base makes class images of 'a dog'" in caplog.text
     assert made == [("a dog", 1, 0), ("a dog", 1, 1), ("a dog", 1, 2)]
     assert concept.meta.sampling.phrase == "sks {class}"
     rows = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
