@@ -42,7 +42,7 @@ ARROWS = {
     "concept": "media",
     "describe": "concept media",
     "bases": "bases.base bundled config",
-    "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.text diffusion",
+    "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.records bases.text diffusion",
     "bases.*": "adapters.ports bases.base bases.images bases.parts",
     # row 2: how
     "data": "bases.base concept diffusion media",

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 
 from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.graft import AdapterSet, Kind, Site
+from dreamvideo.adapters.ports import Reach
+from dreamvideo.adapters.temporal_attention import TemporalAttention
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.errors import BadFile, BadInput
@@ -26,7 +28,7 @@ __all__ = ["HEADER", "ConceptFile", "Described", "Meta", "Sampling", "load", "re
 FORMAT = "dreamvideo-1"
 HEADER = "dreamvideo"
 
-KINDS: dict[str, type[Kind]] = {kind.label: kind for kind in (Bottleneck, Word)}
+KINDS: dict[str, type[Kind]] = {kind.label: kind for kind in (Bottleneck, TemporalAttention, Word)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Sampling:
     """Strength of appearance guidance in the conditional and the unconditional branch."""
     weight: Weight = field(default_factory=Weight)
     """Factor on its deltas."""
+    reach: Reach | None = None
+    """The spatial self-attention that it was learned with, where it asks for one."""
 
 
 @dataclass(frozen=True, kw_only=True)

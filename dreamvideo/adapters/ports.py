@@ -12,9 +12,9 @@ un-normalised residual stream x and its delta is added to the stream,
     serial:    y = x + branch(LN(x)),  y + delta(y)
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock as StockTransformerBlock
@@ -30,11 +30,16 @@ __all__ = [
     "Embedding",
     "Givens",
     "Graft",
+    "Reach",
     "ResnetBlock2D",
     "close_ports",
     "open_ports",
     "rematerialised",
 ]
+
+Reach = Literal["frame", "sparse-causal", "first"]
+"""At which frames the spatial self-attention of frame f looks: f itself; the first one and f - 1 (Tune-A-Video); the
+first one (Video-P2P)."""
 
 
 class Condition(NamedTuple):
@@ -50,6 +55,9 @@ class Givens:
     def __init__(self) -> None:
         self.condition: Condition | None = None
         self.bypass_time = False
+        self.reach: Reach = "frame"
+        self.frames = 1
+        """Of the current call, where an image model runs on video and no layer of it is told."""
         self.rematerialise = False
 
     @contextmanager
@@ -133,11 +141,13 @@ class BasicTransformerBlock(StockTransformerBlock):
         text_mask: Tensor | None,
         options: dict[str, Any],
         given: Condition | None,
+        seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The three residual branches, each through its port."""
-        own_text = text if self.only_cross_attention else None
-        branch = self.attn1(self.placed(self.norm1(x)), own_text, mask, **options)
-        x = self.port("attn1", x, branch, given)
+        """The three residual branches, each through its port. `seen` makes of the normalised stream what
+        self-attention looks at; None: the stream itself."""
+        inner = self.placed(self.norm1(x))
+        own_text = text if self.only_cross_attention else None if seen is None else seen(inner)
+        x = self.port("attn1", x, self.attn1(inner, own_text, mask, **options), given)
         if self.attn2 is not None:
             branch = self.attn2(self.placed(self.norm2(x)), text, text_mask, **options)
             x = self.port("attn2", x, branch, given)

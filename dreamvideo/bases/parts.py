@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -35,11 +36,18 @@ _SCHEDULER = {
 
 
 def load_parts(
-    folder: str, denoiser: nn.Module, *, dtype: torch.dtype, device: str, image_encoder: str | None
+    folder: str,
+    denoiser: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    image_encoder: str | None,
+    scheduler: Any = None,
 ) -> Parts:
     """Read what stands beside the denoiser in a folder in diffusers' layout.
 
     `image_encoder` is a folder of its own; without one, the base's subfolder `image_encoder` is read if it exists.
+    `scheduler` stands in for the folder's own.
     """
     if image_encoder is None and (Path(folder) / "image_encoder").is_dir():
         image_encoder = str(Path(folder) / "image_encoder")
@@ -51,7 +59,7 @@ def load_parts(
         vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype).to(device),
         text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype).to(device),
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        scheduler=scheduler or DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
         image_encoder=vision,
     )
 
@@ -77,8 +85,11 @@ def latent_shape(parts: Parts, frames: int, height: int, width: int) -> tuple[in
     return parts.denoiser.config.in_channels, frames, height // pixels, width // pixels
 
 
-def tiny_parts(seed: int, denoiser: Callable[[], nn.Module]) -> Parts:
-    """Random parts around a tiny denoiser: pixels / 4 = latents, 32-wide text states, 24-wide image vectors."""
+def tiny_parts(seed: int, denoiser: Callable[[], nn.Module], *, scheduler: Any = None) -> Parts:
+    """Random parts around a tiny denoiser: pixels / 4 = latents, 32-wide text states, 24-wide image vectors.
+
+    `scheduler` stands in for one with ModelScopeT2V's noise.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = denoiser()
@@ -119,7 +130,7 @@ def tiny_parts(seed: int, denoiser: Callable[[], nn.Module]) -> Parts:
             vae=vae,
             text_encoder=CLIPTextModel(text),
             tokenizer=_byte_tokenizer(),
-            scheduler=DDIMScheduler(**_SCHEDULER),
+            scheduler=scheduler or DDIMScheduler(**_SCHEDULER),
             image_encoder=CLIPVisionModelWithProjection(vision),
         )
 

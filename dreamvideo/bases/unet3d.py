@@ -71,7 +71,14 @@ class UNet3D(VideoBase):
 
     @classmethod
     def load(
-        cls, folder: str, *, origin: Origin, dtype: torch.dtype, device: str, image_encoder: str | None
+        cls,
+        folder: str,
+        *,
+        addition: str | None,
+        origin: Origin,
+        dtype: torch.dtype,
+        device: str,
+        image_encoder: str | None,
     ) -> "UNet3D":
         denoiser = UNet3DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)
