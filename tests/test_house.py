@@ -43,6 +43,7 @@ ARROWS = {
     "describe": "concept media",
     "bases": "bases.base bundled config",
     "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.records bases.text diffusion",
+    "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
     "bases.*": "adapters.ports bases.base bases.images bases.parts",
     # row 2: how
     "data": "bases.base concept diffusion media",

@@ -18,7 +18,14 @@ from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 __all__ = ["available", "load"]
 
 # Of the hub's files; checkpoints that lie beside the folders of a whole pipeline hold the same weights once more.
-_FILES = ("*.json", "*.txt", "*/*.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors")
+_FILES = (
+    "*.json",
+    "*.txt",
+    "*/*.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "model.ckpt",
+)
 
 
 def available() -> dict[str, type[VideoBase]]:
@@ -99,12 +106,14 @@ def _family(reference: str, folder: Path, addition: Path | None) -> type[VideoBa
         known = {family.denoiser_class: family for family in available().values()}
         what = "its denoiser"
     else:
-        config = addition / "config.json"
-        if not config.is_file():
-            raise BadInput(f"{reference}: no config.json in {addition}; what stands behind the + has one")
-        wanted = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
         known = {family.addition: family for family in available().values() if family.addition is not None}
-        what = "what stands behind the +"
+        config, what = addition / "config.json", "what stands behind the +"
+        if config.is_file():
+            wanted = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+        else:
+            wanted = next((name for name in known if (addition / name).is_file()), None)
+        if wanted is None:
+            raise BadInput(f"{reference}: in {addition} lies nothing that may stand behind a + ({', '.join(known)})")
     if wanted not in known:
         raise Unsupported(f"{reference}: {what} is a {wanted}; bases are read around {', '.join(known)}")
     return known[wanted]

@@ -50,7 +50,8 @@ class VideoBase(ABC):
     denoiser_class: ClassVar[str]
     """The class name in the denoiser's config, by which a folder is recognised."""
     addition: ClassVar[str | None] = None
-    """What may stand behind the + of a reference, FOLDER+ADDITION: the class name in that folder's config."""
+    """What may stand behind the + of a reference, FOLDER+ADDITION: the class name in that folder's config, or the name
+    of a checkpoint in it."""
     names: ClassVar[Mapping[str, str | None]] = {}
     """Hub ids that this family is known to read -> licence."""
     image_encoder_id: ClassVar[str | None] = None

@@ -17,7 +17,7 @@ from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.images import decode_frames, encode_frames
 from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "TemporalConvLayer", "TransformerTemporalModel"]
 
 
 class TransformerTemporalModel(StockTemporalTransformer):
