@@ -88,6 +88,8 @@ class Composition:
     appearance: Appearance | None = None
     noise_offset: float = 0.0
     inversion: Inversion | None = None
+    reach: Reach | None = None
+    """At which frames spatial self-attention looks; None: as the concepts were learned."""
 
 
 def generate(
@@ -117,7 +119,7 @@ def generate(
     if noise is None:
         shape = (1, *base.latent_shape(config.frames, config.height, config.width))
         noise = offset_noise(shape, composition.noise_offset, generator(seed, "noise"))
-    reach = _reach(composition.concepts)
+    reach = composition.reach or _reach(composition.concepts)
     with torch.no_grad(), ExitStack() as stack, base.autocast(), base.reaching(reach):
         for concept, _ in composition.concepts:
             stack.enter_context(base.attached(*concept.sets.values()))

@@ -188,6 +188,17 @@ def test_what_does_not_belong_together_is_said_in_one_line(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("middle", "motion"), [(True, 453_209_280), (False, 417_137_600)], ids=["v2", "v1"])
+def test_at_full_size_its_parts_have_the_papers_parameters(middle: bool, motion: int):
+    tiny = bases.load("tiny-animatediff")
+    with torch.device("meta"):
+        denoiser = UNetMotionModel(sample_size=64, cross_attention_dim=768, use_motion_mid_block=middle)
+        base = type(tiny)(tiny.origin, parts=Parts(**vars(tiny.parts) | {"denoiser": denoiser}), defaults=tiny.defaults)
+    modules = [module for module in denoiser.modules() if isinstance(module, base.time_modules)]
+    assert sum(p.numel() for module in modules for p in module.parameters()) == motion
+    assert sum(p.numel() for p in denoiser.parameters()) - motion == 859_520_964
+
+
 # -- Stable Diffusion, inflated ---------------------------------------------------------------------------------------
 
 
@@ -390,9 +401,9 @@ def test_it_is_saved_loaded_and_sampled_as_it_was_learned(inflated: VideoBase, t
         assert torch.equal(say(inflated), wanted)
     told = []
 
-    def sampled(concept: file.ConceptFile) -> Tensor:
+    def sampled(concept: file.ConceptFile, **wishes: str) -> Tensor:
         watch = inflated.parts.denoiser.register_forward_hook(lambda *_: told.append(inflated.givens.reach))
-        latents = generate(inflated, "a dog", Composition(concepts=[(concept, Weight())]), config, seed=0)
+        latents = generate(inflated, "a dog", Composition(concepts=[(concept, Weight())], **wishes), config, seed=0)
         watch.remove()
         return latents
 
@@ -401,6 +412,7 @@ def test_it_is_saved_loaded_and_sampled_as_it_was_learned(inflated: VideoBase, t
     assert inflated.givens.reach == "frame"
     silent = file.ConceptFile(file.Meta(**vars(meta) | {"sampling": file.Sampling()}), loaded.sets)
     assert not torch.allclose(sampled(silent), asked, atol=1e-4)
+    assert torch.equal(sampled(silent, reach="sparse-causal"), asked)
     other = file.ConceptFile(file.Meta(**vars(meta) | {"sampling": file.Sampling(reach="first")}), {})
     with pytest.raises(BadInput, match="first and sparse-causal attention"):
         generate(inflated, "a dog", Composition(concepts=[(loaded, Weight()), (other, Weight())]), config, seed=0)

@@ -154,6 +154,17 @@ def test_a_published_checkpoint_is_held_exactly(published, tmp_path: Path):
     assert base.parts.vae.config.scaling_factor == 0.18215
 
 
+def test_a_checkpoint_of_deepspeed_is_unwrapped(published, tmp_path: Path):
+    plain = bases.load(written(published, tmp_path / "plain"))
+    tensors, model = published
+    (tmp_path / "wrapped").mkdir()
+    wrapped = {f"_forward_module.{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"module": wrapped, "ds_version": "0.8"}, tmp_path / "wrapped" / "model.ckpt")
+    base = bases.load(f"{model}+{tmp_path / 'wrapped'}")
+    with torch.no_grad():
+        assert torch.equal(base.predict(*inputs(base)), plain.predict(*inputs(plain)))
+
+
 def test_it_is_saved_and_read_as_itself(published, tmp_path: Path):
     base = bases.load(written(published, tmp_path / "vc2"))
     base.save(tmp_path / "saved")

@@ -31,7 +31,7 @@ from dreamvideo.bases.images import decode_frames, encode_frames
 from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
 from dreamvideo.bases.unet3d import TemporalConvLayer, TransformerTemporalModel
 from dreamvideo.errors import BadFile
-from dreamvideo.official.checkpoint import naming, read_tensors
+from dreamvideo.official.checkpoint import naming, read_data, tensors_of
 from dreamvideo.official.unet import unet_of
 
 __all__ = ["FAMILY"]
@@ -182,8 +182,12 @@ def _read(model: Path, checkpoint: Path, dtype: torch.dtype, device: str, image_
     Raises:
         BadFile: unreadable, not exactly the tensors of VideoCrafter2, or another schedule of the signal.
     """
-    tensors, _ = read_tensors(checkpoint)
+    data = read_data(checkpoint)
+    # Some of the official trainer's checkpoints are DeepSpeed's, which its loader unwraps as well.
+    wrapped = data.get("module") if isinstance(data, dict) else None
     with naming(checkpoint):
+        tensors, _ = tensors_of(wrapped or data)
+        tensors = {name.removeprefix("_forward_module."): tensor for name, tensor in tensors.items()}
         signal = tensors.get("scale_arr")
         # The official buffer is longer than the process; only its first thousand are ever looked up.
         if signal is not None and not torch.allclose(signal[:1000].double(), _SIGNAL, atol=1e-6):
