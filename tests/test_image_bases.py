@@ -374,6 +374,16 @@ def test_temporal_attention_is_learned_and_nothing_else(inflated: VideoBase):
     assert all(p.grad is None for p in inflated.parts.denoiser.parameters())
 
 
+def test_temporal_attention_is_learned_in_full_precision_on_a_half_precision_base(image_model: Path):
+    base = bases.load(str(image_model), dtype="bf16")
+    adapters = attention(base).requires_grad_(True)
+    with base.attached(adapters), base.autocast():
+        said = base.predict(*inputs(base))
+        said.float().square().mean().backward()
+    assert said.dtype == torch.bfloat16
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().max() > 0 for p in adapters.parameters())
+
+
 def test_temporal_attention_compiles_whole(inflated: VideoBase):
     torch._dynamo.reset()
     x, t, text = inputs(inflated)

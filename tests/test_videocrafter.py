@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from diffusers import UNet3DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
+from videocrafter_unet import Network
 
 from dreamvideo import bases
 from dreamvideo.bases.base import VideoBase
@@ -78,7 +77,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tenso
         linear = (
             tensor.ndim == 3 and re.search(r"proj_(in|out)\.weight", name) and not name.startswith("input_blocks.0.")
         )
-        name = name.replace("input_blocks.0.1.", "init_attn.0.")
+        name = name.replace("input_blocks.0.1.", "init_attn.0.").replace(".op.", ".0.op.")
         tensors[f"model.diffusion_model.{name}"] = tensor.squeeze(-1) if linear else tensor
     for layer, fan_in in ((0, WIDTH), (2, 4 * WIDTH)):
         tensors[f"model.diffusion_model.fps_embedding.{layer}.weight"] = torch.randn(4 * WIDTH, fan_in) / fan_in**0.5
@@ -104,15 +103,9 @@ def written(published: tuple[dict[str, Tensor], Path], folder: Path, **changes: 
     return f"{model}+{folder}"
 
 
-def rate_vector(tensors: dict[str, Tensor], rate: int) -> Tensor:
-    """What the official code adds to the time embedding for a frame rate."""
-    half = WIDTH // 2
-    angles = [rate * math.exp(-math.log(10000) * i / half) for i in range(half)]
-    wave = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles])
-    first, second = (
-        [tensors[f"model.diffusion_model.fps_embedding.{n}.{kind}"] for kind in ("weight", "bias")] for n in (0, 2)
-    )
-    return F.linear(F.silu(F.linear(wave, *first)), *second)
+def network(tensors: dict[str, Tensor]) -> Network:
+    prefix = "model.diffusion_model."
+    return Network({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, head=8)
 
 
 def inputs(base: VideoBase) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,32 +113,17 @@ def inputs(base: VideoBase) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.tensor([40, 800]), base.encode_text(["a dog", "a cat"])
 
 
-class Official(nn.Module):
-    """The denoiser as the official code computes it: the stock one, with the rate added to its time embedding."""
-
-    def __init__(self, base: VideoBase, vector: Tensor) -> None:
-        super().__init__()
-        self.unet = UNet3DConditionModel(**{k: v for k, v in base.parts.denoiser.config.items() if k[0] != "_"}).eval()
-        self.unet.load_state_dict(base.parts.denoiser.state_dict())
-        self.unet.time_embedding.register_forward_hook(lambda module, given, said: said + vector)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.unet(x, t, text).sample
-
-
 def test_a_published_checkpoint_is_held_exactly(published, tmp_path: Path):
     tensors, _ = published
     base = bases.load(written(published, tmp_path / "vc2"))
     assert (base.family, base.name) == ("videocrafter", "model+vc2")
-    source = bases.load("tiny-videocrafter")  # what the checkpoint was written from, without the rate
-    x, t, text = inputs(source)
-    theirs = Official(source, rate_vector(tensors, 28))
+    theirs, (x, t, text) = network(tensors), inputs(base)
     scale = (ABAR * SIGNAL**2 + 1 - ABAR).sqrt()[t].float().view(-1, 1, 1, 1, 1)
     with torch.no_grad():
         said = base.predict(x / scale, t, text)
-    assert torch.allclose(said, theirs(x, t, text), atol=1e-5)
-    assert not torch.allclose(said, Official(source, rate_vector(tensors, 8))(x, t, text), atol=1e-3)
+    assert torch.allclose(said, theirs(x, t, text, fps=28), atol=1e-5)
+    assert not torch.allclose(said, theirs(x, t, text, fps=8), atol=1e-3)
+    source = bases.load("tiny-videocrafter")  # what the checkpoint was written from
     # The text encoder, without its last block, and the autoencoder.
     assert torch.allclose(base.encode_text(["a dog"]), source.encode_text(["a dog"]), atol=1e-6)
     assert torch.allclose(base.decode(x), source.decode(x), atol=1e-5)
@@ -163,6 +141,16 @@ def test_a_checkpoint_of_deepspeed_is_unwrapped(published, tmp_path: Path):
     base = bases.load(f"{model}+{tmp_path / 'wrapped'}")
     with torch.no_grad():
         assert torch.equal(base.predict(*inputs(base)), plain.predict(*inputs(plain)))
+
+
+def test_half_precision_is_read(published, tmp_path: Path):
+    reference = written(published, tmp_path / "vc2")
+    half, full = bases.load(reference, dtype="bf16"), bases.load(reference)
+    assert {p.dtype for part in (half.parts.denoiser, half.parts.vae) for p in part.parameters()} == {torch.bfloat16}
+    with torch.no_grad(), half.autocast():
+        coarse = half.predict(*inputs(half)).float()
+    with torch.no_grad():
+        assert torch.allclose(coarse, full.predict(*inputs(full)), atol=0.1)
 
 
 def test_it_is_saved_and_read_as_itself(published, tmp_path: Path):
@@ -187,21 +175,20 @@ def test_the_process_is_the_official_one_at_another_scale():
     assert (base.process.abar.diff() < 0).all()
 
 
-def test_sampling_is_the_official_ddim():
+def test_sampling_is_the_official_ddim(published, tmp_path: Path):
     """Step by step as the official sampler without fresh noise: predict, take out s_t, put in s of the next time."""
-    base = bases.load("tiny-videocrafter")
-    text = base.encode_text(["", "a dog"])
+    base, theirs = bases.load(written(published, tmp_path / "vc2")), network(published[0])
+    text = base.encode_text(["", "a dog"]).detach()
     start = torch.randn(1, 4, 3, 4, 4, generator=generator("start"))
-    theirs = Official(base, torch.zeros(4 * WIDTH))
     x, times = start, list(range(751, 0, -250))
     for t, before in zip(times, [*times[1:], 0], strict=True):
-        unconditional, conditional = theirs(x.expand(2, -1, -1, -1, -1), torch.tensor([t, t]), text).chunk(2)
+        unconditional, conditional = theirs(x.expand(2, -1, -1, -1, -1), torch.tensor([t, t]), text, fps=28).chunk(2)
         eps = unconditional + 5 * (conditional - unconditional)
         x0 = (x - (1 - ABAR[t]).sqrt() * eps) / ABAR[t].sqrt() / SIGNAL[t]
         x = (ABAR[before].sqrt() * SIGNAL[before] * x0 + (1 - ABAR[before]).sqrt() * eps).float()
     # Ours begins where noise of variance 1 is the official noise, brought to the scale of x_t.
     scale = (ABAR * SIGNAL**2 + 1 - ABAR).sqrt()
-    config = SampleConfig(steps=4, guidance=5.0)
+    config = SampleConfig(steps=4, guidance=5.0, frames=3, height=16, width=16)
     ours = generate(base, "a dog", Composition(), config, seed=0, noise=start / scale[751].float())
     assert torch.allclose(ours * scale[0].float(), x, atol=1e-3, rtol=1e-3)
 

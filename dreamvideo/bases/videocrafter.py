@@ -1,7 +1,8 @@
 """VideoCrafter2 (Chen et al. 2024), from its published checkpoint, on `UNet3DConditionModel`.
 
-Its denoiser is ModelScopeT2V's with other names in two places: the transformer over frames behind the first
-convolution is called `init_attn`, and the projections of the others are linear, as they are in diffusers. What is left:
+Its denoiser is ModelScopeT2V's with other names in two places, the transformer over frames behind the first
+convolution (`init_attn`) and the downsamplers; the projections of its other transformers are linear, as they are in
+diffusers. What is left:
 
 - A condition on the frame rate, added to what the time embedding says. Its rate is the same in every call, so it is a
   constant, and the constant is added to the bias of the embedding's last layer.
@@ -15,11 +16,13 @@ Stable Diffusion 2 or ModelScopeT2V), whose tokenizer and configurations are use
 which all weights come. VideoCrafter1 has learned relative positions, which diffusers' class has no place for.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel as StockTemporalTransformer
@@ -192,15 +195,15 @@ def _read(model: Path, checkpoint: Path, dtype: torch.dtype, device: str, image_
         # The official buffer is longer than the process; only its first thousand are ever looked up.
         if signal is not None and not torch.allclose(signal[:1000].double(), _SIGNAL, atol=1e-6):
             raise BadFile("its scale_arr is not VideoCrafter2's, from 1 to 0.7 over 400 times")
-        denoiser = _denoiser(_within(tensors, "model.diffusion_model."))
+        denoiser = _denoiser(_within(tensors, "model.diffusion_model."), dtype)
         text_encoder = _text_encoder(model / "text_encoder", _within(tensors, "cond_stage_model.model."))
-        vae = _autoencoder(model, _within(tensors, "first_stage_model."))
+        vae = _autoencoder(model, _within(tensors, "first_stage_model."), dtype)
     vision = None
     if image_encoder is not None:
         vision = CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=dtype).to(device)
     return Parts(
-        denoiser=denoiser.to(device, dtype),
-        vae=vae.to(device, dtype),
+        denoiser=denoiser.to(device),
+        vae=vae.to(device),
         text_encoder=text_encoder.to(device, dtype),
         tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
         scheduler=_scheduler(),
@@ -220,32 +223,30 @@ def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return found
 
 
-def _denoiser(tensors: dict[str, Tensor]) -> UNet3DConditionModel:
+def _denoiser(tensors: dict[str, Tensor], dtype: torch.dtype) -> UNet3DConditionModel:
     if any(".relative_position_" in name for name in tensors):
         raise BadFile("VideoCrafter1's relative positions have no place in UNet3DConditionModel; take VideoCrafter2")
-    rate = {name: tensor for name, tensor in tensors.items() if name.startswith("fps_embedding.")}
+    rate = [f"fps_embedding.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
+    last = "time_embed.2.bias"
+    for name in (*rate, last):
+        if name not in tensors:
+            raise BadFile(f"no tensor {name}: not a checkpoint of VideoCrafter2")
     named = {
-        name.replace("init_attn.0.", "input_blocks.0.1."): tensor
+        # ModelScopeT2V's names: its downsamplers stand in no slot of their own.
+        re.sub(r"^(input_blocks\.\d+)\.0\.op\.", r"\1.op.", name.replace("init_attn.0.", "input_blocks.0.1.")): tensor
         for name, tensor in tensors.items()
         if name not in rate
     }
-    model = unet_of(named).float()
-    missing = {f"fps_embedding.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")} - rate.keys()
-    if missing:
-        raise BadFile(f"no tensor {min(missing)}: not a checkpoint of VideoCrafter2")
-    first, second = (
-        (rate[f"fps_embedding.{n}.weight"].float(), rate[f"fps_embedding.{n}.bias"].float()) for n in (0, 2)
-    )
-    wave = get_timestep_embedding(torch.tensor([_FPS]), first[0].shape[1], flip_sin_to_cos=True, downscale_freq_shift=0)
-    constant = nn.functional.linear(nn.functional.silu(nn.functional.linear(wave, *first)), *second)
-    with torch.no_grad():
-        bias = model.time_embedding.linear_2.bias
-        model.time_embedding.linear_2.bias = nn.Parameter(bias + constant[0])
+    weight, bias, *second = (tensors[name].float() for name in rate)
+    wave = get_timestep_embedding(torch.tensor([_FPS]), weight.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0)
+    constant = F.linear(F.silu(F.linear(wave, weight, bias)), *second)
+    named[last] = named[last].float() + constant[0]
+    model = unet_of({name: tensor.to(dtype) for name, tensor in named.items()})
     model.register_to_config(sample_size=40)
     return model
 
 
-def _autoencoder(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
+def _autoencoder(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> AutoencoderKL:
     """The official autoencoder as diffusers reads it, which says nothing of what is missing.
 
     Raises:
@@ -259,7 +260,7 @@ def _autoencoder(folder: Path, tensors: Mapping[str, Tensor]) -> AutoencoderKL:
     if len(named) != wanted:
         raise BadFile(f"its autoencoder has {len(named)} tensors, that of {folder} has {wanted}")
     try:
-        vae = AutoencoderKL.from_single_file(named, config=str(folder), subfolder="vae")
+        vae = AutoencoderKL.from_single_file(named, config=str(folder), subfolder="vae", torch_dtype=dtype)
     except (ValueError, KeyError) as error:
         raise BadFile(f"its autoencoder is not the one that {folder} is configured for: {str(error)[:200]}") from error
     vae.register_to_config(scaling_factor=_VAE_SCALE)
