@@ -179,6 +179,7 @@ def test_what_does_not_belong_together_is_said_in_one_line(
         (f"{image_model}+{image_model}", BadInput, "in .* lies nothing"),
         (f"{image_model}+{image_model / 'vae'}", Unsupported, "AutoencoderKL"),
         (f"{motion}+{image_model}", BadInput, r"no unet/config\.json"),
+        (str(motion), BadInput, f"half of a base; write MODEL.{motion}"),
         (f"{image_model}+no-such", BadInput, "no-such: neither"),
         (f"{image_model}+nobody/no-such-model", MissingWeights, "nobody/no-such-model"),
         ("one+two+three", BadInput, "one . between"),

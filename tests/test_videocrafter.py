@@ -12,7 +12,7 @@ from videocrafter_unet import Network
 from dreamvideo import bases
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import generator
-from dreamvideo.errors import BadFile
+from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.official import read_tensors, write_unet
 from dreamvideo.sample import Composition, SampleConfig, generate
 
@@ -130,6 +130,7 @@ def test_a_published_checkpoint_is_held_exactly(published, tmp_path: Path):
     pixels = torch.rand(1, 3, 2, 16, 16, generator=generator("pixels"))
     assert torch.allclose(base.encode_video(pixels)[0], source.encode_video(pixels)[0], atol=1e-5)
     assert base.parts.vae.config.scaling_factor == 0.18215
+    assert base.image_width == 24  # the image encoder of the folder that gives the configurations
 
 
 def test_a_checkpoint_of_deepspeed_is_unwrapped(published, tmp_path: Path):
@@ -220,6 +221,12 @@ def test_other_checkpoints_are_refused(published, changes, message: str, tmp_pat
         bases.load(written(published, tmp_path / "vc2", **changes))
     assert "\n" not in str(caught.value)
     assert "model.ckpt" in str(caught.value)
+
+
+def test_the_checkpoint_alone_is_half_a_base(published, tmp_path: Path):
+    written(published, tmp_path / "vc2")
+    with pytest.raises(BadInput, match=r"half of a base; write MODEL\+"):
+        bases.load(str(tmp_path / "vc2"))
 
 
 def test_a_checkpoint_of_something_else_is_refused(published, tmp_path: Path):

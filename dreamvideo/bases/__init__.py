@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
 
     Args:
         reference: `emojiworld` or another bundled base, `tiny`, a folder, or `owner/name`. Two of these joined by a +
-            are one base in two places: Stable Diffusion and the motion modules that are put into it.
+            are one base in two places: Stable Diffusion and the motion modules that are put into it, or a model with
+            VideoCrafter2's text encoder and the folder of its checkpoint.
         dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, else bf16.
         device: where its parts go.
         image_encoder: folder or hub id of a CLIP vision model with projection, for appearance guidance.
@@ -97,26 +99,34 @@ def _places(reference: str) -> list[str]:
 
 
 def _family(reference: str, folder: Path, addition: Path | None) -> type[VideoBase]:
-    """Who reads a folder, by its denoiser's class, or a folder and an addition, by the addition's."""
+    """Who reads a folder, by its denoiser's class, or a folder and an addition, by what the addition is."""
+    additions = {family.addition: family for family in available().values() if family.addition is not None}
+    denoisers = {family.denoiser_class: family for family in available().values()}
     config = folder / "unet" / "config.json"
     if not config.is_file():
+        if addition is None and _addition(folder, additions) in additions:
+            raise BadInput(f"{reference}: only half of a base; write MODEL+{reference}, MODEL being what it goes into")
         raise BadInput(f"{reference}: no unet/config.json in {folder}; a base is a folder in diffusers' layout")
     if addition is None:
-        wanted = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-        known = {family.denoiser_class: family for family in available().values()}
-        what = "its denoiser"
+        known, wanted, what = denoisers, _class_name(config), "its denoiser"
     else:
-        known = {family.addition: family for family in available().values() if family.addition is not None}
-        config, what = addition / "config.json", "what stands behind the +"
-        if config.is_file():
-            wanted = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-        else:
-            wanted = next((name for name in known if (addition / name).is_file()), None)
+        known, wanted, what = additions, _addition(addition, additions), "what stands behind the +"
         if wanted is None:
             raise BadInput(f"{reference}: in {addition} lies nothing that may stand behind a + ({', '.join(known)})")
     if wanted not in known:
         raise Unsupported(f"{reference}: {what} is a {wanted}; bases are read around {', '.join(known)}")
     return known[wanted]
+
+
+def _addition(folder: Path, known: Collection[str]) -> str | None:
+    """What lies in a folder: one of the known checkpoints, or a model by its class."""
+    config = folder / "config.json"
+    found = [name for name in known if (folder / name).is_file()]
+    return found[0] if found else _class_name(config) if config.is_file() else None
+
+
+def _class_name(config: Path) -> str | None:
+    return json.loads(config.read_text(encoding="utf-8")).get("_class_name")
 
 
 def _folder(reference: str) -> Path:

@@ -27,11 +27,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel as StockTemporalTransformer
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamvideo.bases.base import Defaults, Origin, Parts, VideoBase
 from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
+from dreamvideo.bases.parts import factor, latent_shape, load_image_encoder, load_parts, tiny_parts
 from dreamvideo.bases.unet3d import TemporalConvLayer, TransformerTemporalModel
 from dreamvideo.errors import BadFile
 from dreamvideo.official.checkpoint import naming, read_data, tensors_of
@@ -198,16 +198,13 @@ def _read(model: Path, checkpoint: Path, dtype: torch.dtype, device: str, image_
         denoiser = _denoiser(_within(tensors, "model.diffusion_model."), dtype)
         text_encoder = _text_encoder(model / "text_encoder", _within(tensors, "cond_stage_model.model."))
         vae = _autoencoder(model, _within(tensors, "first_stage_model."), dtype)
-    vision = None
-    if image_encoder is not None:
-        vision = CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=dtype).to(device)
     return Parts(
         denoiser=denoiser.to(device),
         vae=vae.to(device),
         text_encoder=text_encoder.to(device, dtype),
         tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
         scheduler=_scheduler(),
-        image_encoder=vision,
+        image_encoder=load_image_encoder(model, image_encoder, dtype=dtype, device=device),
     )
 
 
