@@ -102,7 +102,9 @@ def learn(
 
     def preview(learned: ConceptFile, path: Path) -> None:
         prompt = resolved.method.prompt(concept, concept.examples[0])
-        made = _sampled(base, prompt, Composition(noise_offset=learned.meta.sampling.noise_offset), SampleConfig(), 0)
+        wishes = learned.meta.sampling
+        composition = Composition(noise_offset=wishes.noise_offset, reach=wishes.reach)
+        made = _sampled(base, prompt, composition, SampleConfig(), 0)
         media.write_video(path, made, fps=base.defaults.fps)
 
     def class_image(prompt: str, number: int) -> torch.Tensor:

@@ -74,6 +74,9 @@ def bases() -> tuple[BaseEntry, ...]:
             found.append(BaseEntry(name, family, licence, summary, f"its weights, from the hub{guided}"))
         folder = f"FOLDER ({_literal(kind, 'denoiser_class')})"
         found.append(BaseEntry(folder, family, None, summary, f"a folder or hub id in diffusers' layout{guided}"))
+        if addition := _literal(kind, "addition", None):
+            needs = f"two folders or hub ids in diffusers' layout, a + between them{guided}"
+            found.append(BaseEntry(f"FOLDER+FOLDER ({addition})", family, None, summary, needs))
     return tuple(found)
 
 

@@ -54,7 +54,7 @@ class Format(StrEnum):
     diffusers = "diffusers"
 
 
-Base = Annotated[str, typer.Option(help="A base's name, its folder in diffusers' layout, or its hub id.")]
+Base = Annotated[str, typer.Option(help="A base's name, its folder in diffusers' layout, its hub id, or two, A+B.")]
 ImageEncoder = Annotated[
     str | None, typer.Option(help="Folder or hub id of a CLIP image encoder, for appearance guidance.")
 ]

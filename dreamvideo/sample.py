@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from torch import Tensor
 
 from dreamvideo.adapters.file import ConceptFile
+from dreamvideo.adapters.ports import Reach
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import Defaults, VideoBase
@@ -87,6 +88,8 @@ class Composition:
     appearance: Appearance | None = None
     noise_offset: float = 0.0
     inversion: Inversion | None = None
+    reach: Reach | None = None
+    """At which frames spatial self-attention looks; None: as the concepts were learned."""
 
 
 def generate(
@@ -108,14 +111,16 @@ def generate(
 
     Raises:
         BadFile: a concept was learned on another base.
-        BadInput: a size that the base cannot carry, or a word of the prompt that was not learned.
+        BadInput: a size that the base cannot carry, a word of the prompt that was not learned, or concepts that want
+            different attention.
     """
     check_base(base, (concept for concept, _ in composition.concepts))
     config = config.filled(base.defaults)
     if noise is None:
         shape = (1, *base.latent_shape(config.frames, config.height, config.width))
         noise = offset_noise(shape, composition.noise_offset, generator(seed, "noise"))
-    with torch.no_grad(), ExitStack() as stack, base.autocast():
+    reach = composition.reach or _reach(composition.concepts)
+    with torch.no_grad(), ExitStack() as stack, base.autocast(), base.reaching(reach):
         for concept, _ in composition.concepts:
             stack.enter_context(base.attached(*concept.sets.values()))
         x = noise.to(base.device, torch.float32)
@@ -154,6 +159,14 @@ def _denoise(
         x = scheduler.step(prediction, t, x).prev_sample
         on_step(number + 1, steps)
     return x
+
+
+def _reach(concepts: Sequence[tuple[ConceptFile, Weight]]) -> Reach:
+    """The spatial self-attention that the concepts ask for, each frame's own where none does."""
+    wanted = {concept.meta.sampling.reach for concept, _ in concepts} - {None}
+    if len(wanted) > 1:
+        raise BadInput(f"concepts learned with {' and '.join(sorted(wanted))} attention cannot be sampled together")
+    return wanted.pop() if wanted else "frame"
 
 
 def _guided(base: VideoBase, appearance: Appearance | None, branches: int):

@@ -20,6 +20,12 @@ def base(request: pytest.FixtureRequest) -> VideoBase:
     return bases.available()[request.param].tiny(0)
 
 
+@pytest.fixture(params=sorted(bases.available().keys() - {"inflated"}))
+def base_over_time(request: pytest.FixtureRequest) -> VideoBase:
+    """A fresh tiny base of every family that has layers over time."""
+    return bases.available()[request.param].tiny(0)
+
+
 @pytest.fixture
 def unet3d() -> VideoBase:
     """A fresh tiny base of the paper's family."""

@@ -68,8 +68,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"no unet/config\.json"):
         bases.load(str(tmp_path))
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    with pytest.raises(Unsupported, match="UNet2DConditionModel"):
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet1DModel"}')
+    with pytest.raises(Unsupported, match="UNet1DModel"):
         bases.load(str(tmp_path))
 
 

@@ -23,6 +23,8 @@ def test_bases_are_those_of_the_families() -> None:
     expected = set()
     for family in bases.available().values():
         names = {family.tiny_name: None, f"FOLDER ({family.denoiser_class})": None, **family.names}
+        if family.addition:
+            names[f"FOLDER+FOLDER ({family.addition})"] = None
         expected |= {(name, family.family, licence) for name, licence in names.items()}
     entries = catalogue.bases()
     assert {(entry.name, entry.family, entry.licence) for entry in entries} == expected

@@ -79,18 +79,20 @@ def touched(adapters: AdapterSet) -> bool:
     return any(p.grad is not None and bool(p.grad.any()) for p in adapters.parameters())
 
 
-def test_every_clip_has_looks_of_its_own_that_are_not_kept(base: VideoBase, two_clips: Concept) -> None:
-    _, sets, stage = director(base, two_clips)
+def test_every_clip_has_looks_of_its_own_that_are_not_kept(base_over_time: VideoBase, two_clips: Concept) -> None:
+    _, sets, stage = director(base_over_time, two_clips)
     assert sets.keys() == {"motion", "looks-0", "looks-1"}
     assert stage.aside == {"looks-0", "looks-1"}
     first, second = (sets[name].state_dict() for name in ("looks-0", "looks-1"))
     assert not any(torch.equal(first[name], second[name]) for name in first if name.endswith("down"))
 
 
-def test_each_term_teaches_its_own_set(base: VideoBase, two_clips: Concept) -> None:
-    method, sets, _ = director(base, two_clips, skip_spatial=0.0)
-    with base.attached(*sets.values()):
-        terms = method.terms(base, sets, a_batch(base, 1), Draw(base.process, generator("t")))
+def test_each_term_teaches_its_own_set(base_over_time: VideoBase, two_clips: Concept) -> None:
+    method, sets, _ = director(base_over_time, two_clips, skip_spatial=0.0)
+    with base_over_time.attached(*sets.values()):
+        terms = method.terms(
+            base_over_time, sets, a_batch(base_over_time, 1), Draw(base_over_time.process, generator("t"))
+        )
         name, term = next(terms)
         term.backward()
         assert name == "spatial"
@@ -104,21 +106,21 @@ def test_each_term_teaches_its_own_set(base: VideoBase, two_clips: Concept) -> N
     assert all(p.requires_grad for adapters in sets.values() for p in adapters.parameters())
 
 
-def test_temporal_term_is_the_formula(base: VideoBase, motion_concept: Concept) -> None:
+def test_temporal_term_is_the_formula(base_over_time: VideoBase, motion_concept: Concept) -> None:
     """|| d ||^2 + || phi(d) ||^2 with the clip's looks on, against sums written out frame by frame."""
-    method, sets, _ = director(base, motion_concept, skip_spatial=0.0, beta=0.7)
-    batch = a_batch(base, 0)
-    with base.attached(*sets.values()), torch.no_grad():
-        terms = dict(method.terms(base, sets, batch, Draw(base.process, generator("t"))))
-        draw = Draw(base.process, generator("t"))
+    method, sets, _ = director(base_over_time, motion_concept, skip_spatial=0.0, beta=0.7)
+    batch = a_batch(base_over_time, 0)
+    with base_over_time.attached(*sets.values()), torch.no_grad():
+        terms = dict(method.terms(base_over_time, sets, batch, Draw(base_over_time.process, generator("t"))))
+        draw = Draw(base_over_time.process, generator("t"))
         x_t, t, target = draw.noised(batch.latents)
         assert not draw.chance(0.0)
         frame, anchor = draw.index(3), draw.index(3)
         sets["looks-0"].scale(1.0)
-        predicted = base.predict(x_t, t, batch.text)
+        predicted = base_over_time.predict(x_t, t, batch.text)
         sets["motion"].scale(0.0)
-        with base.given(bypass_time=True):
-            alone = base.predict(x_t[:, :, frame : frame + 1], t, batch.text)[:, :, 0]
+        with base_over_time.given(bypass_time=True):
+            alone = base_over_time.predict(x_t[:, :, frame : frame + 1], t, batch.text)[:, :, 0]
     torch.testing.assert_close(terms["spatial"], (alone - target[:, :, frame]).square().mean())
 
     def phi(eps: Tensor) -> Tensor:
@@ -130,10 +132,12 @@ def test_temporal_term_is_the_formula(base: VideoBase, motion_concept: Concept) 
     torch.testing.assert_close(terms["temporal"], plain + debiased)
 
 
-def test_a_step_may_do_without_the_looks(base: VideoBase, motion_concept: Concept) -> None:
-    method, sets, _ = director(base, motion_concept, skip_spatial=1.0)
-    with base.attached(*sets.values()):
-        for name, term in method.terms(base, sets, a_batch(base, 0), Draw(base.process, generator("t"))):
+def test_a_step_may_do_without_the_looks(base_over_time: VideoBase, motion_concept: Concept) -> None:
+    method, sets, _ = director(base_over_time, motion_concept, skip_spatial=1.0)
+    with base_over_time.attached(*sets.values()):
+        for name, term in method.terms(
+            base_over_time, sets, a_batch(base_over_time, 0), Draw(base_over_time.process, generator("t"))
+        ):
             assert name == "temporal"
             term.backward()
     assert touched(sets["motion"]) and not touched(sets["looks-0"])
@@ -168,21 +172,31 @@ def test_two_clips_in_a_step_are_refused(unet3d: VideoBase, two_clips: Concept) 
 
 
 def test_motion_director_runs_from_clip_to_video(
-    base: VideoBase, turn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    base_over_time: VideoBase, turn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     values = settings(rank=2, skip_spatial=0.0)
-    one = api.learn(base, turn, method="motion-director", caption="a car turning", out=tmp_path / "r", settings=values)
+    one = api.learn(
+        base_over_time, turn, method="motion-director", caption="a car turning", out=tmp_path / "r", settings=values
+    )
     assert one.sets.keys() == {"motion"} and one.meta.sampling.inversion == 0.5
     again = api.learn(
-        base, turn, method="motion-director", caption="a car turning", out=tmp_path / "s", settings=values, restart=True
+        base_over_time,
+        turn,
+        method="motion-director",
+        caption="a car turning",
+        out=tmp_path / "s",
+        settings=values,
+        restart=True,
     )
     assert all(torch.equal(t, again.sets["motion"].state_dict()[n]) for n, t in one.sets["motion"].state_dict().items())
     with caplog.at_level(logging.WARNING):
-        dv.generate(base, "a dog turning", concepts=[one], config=SMALL)
+        dv.generate(base_over_time, "a dog turning", concepts=[one], config=SMALL)
     assert "turn was learned to start from its clip's noise: name the clip with --inversion" in caplog.text
-    video = dv.generate(base, "a dog turning", concepts=[one], config=SMALL, inversion=turn)
+    video = dv.generate(base_over_time, "a dog turning", concepts=[one], config=SMALL, inversion=turn)
     assert video.made["inversion"]["strength"] == 0.5
-    given = dv.generate(base, "a dog turning", concepts=[one], config=SMALL, inversion=turn, inversion_strength=0.2)
+    given = dv.generate(
+        base_over_time, "a dog turning", concepts=[one], config=SMALL, inversion=turn, inversion_strength=0.2
+    )
     assert given.made["inversion"]["strength"] == 0.2
 
 

@@ -21,6 +21,8 @@ from dreamvideo.adapters.delta import Delta
 from dreamvideo.adapters.graft import AdapterSet, Kind, Site
 from dreamvideo.adapters.kv import KeyValue
 from dreamvideo.adapters.lora import LoRA
+from dreamvideo.adapters.ports import Reach
+from dreamvideo.adapters.temporal_attention import TemporalAttention
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.errors import BadFile, BadInput
@@ -31,7 +33,9 @@ __all__ = ["HEADER", "ConceptFile", "Described", "Meta", "Sampling", "load", "re
 FORMAT = "dreamvideo-1"
 HEADER = "dreamvideo"
 
-KINDS: dict[str, type[Kind]] = {kind.label: kind for kind in (Bottleneck, Delta, KeyValue, LoRA, Word)}
+KINDS: dict[str, type[Kind]] = {
+    kind.label: kind for kind in (Bottleneck, Delta, KeyValue, LoRA, TemporalAttention, Word)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class Sampling:
     """What `<name>` means in a prompt; `{word}` is the learned word, `{class}` the class word."""
     inversion: float | None = None
     """Share of its clip's inverted noise in the start; None: the method starts from noise alone."""
+    reach: Reach | None = None
+    """The spatial self-attention that it was learned with, where it asks for one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ class Site:
     path: str
     """Of the module that has the port: inside the denoiser, or `tokens` for the token embedding."""
     port: str
-    """`attn1`, `attn2`, `ff` on the residual stream; `out`, `weight`, `bias` of a single layer; `word` on the token
-    embedding."""
+    """`attn1`, `attn2`, `ff` on the residual stream; `time` behind a spatial block, on the same stream with the frames
+    as tokens; `out`, `weight`, `bias` of a single layer; `word` on the token embedding."""
     axis: Axis
     """Along which axis the module mixes tokens; `text` is the token embedding."""
     width: int

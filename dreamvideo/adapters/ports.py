@@ -19,7 +19,7 @@ The ports of a single layer are its output and its parameters,
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "Linear",
+    "Reach",
     "ResnetBlock2D",
     "Through",
     "close_ports",
@@ -54,6 +55,10 @@ __all__ = [
 
 GRAFTS = "grafts"
 """The name of the child that holds a ported module's grafts by port, while it has some."""
+
+Reach = Literal["frame", "sparse-causal", "first"]
+"""At which frames the spatial self-attention of frame f looks: f itself; the first one and f - 1 (Tune-A-Video); the
+first one (Video-P2P)."""
 
 Through = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A layer as a function of its input, weight and bias: its stride, padding and the like stay its own."""
@@ -72,6 +77,9 @@ class Givens:
     def __init__(self) -> None:
         self.condition: Condition | None = None
         self.bypass_time = False
+        self.reach: Reach = "frame"
+        self.frames = 1
+        """Of the current call, where an image model runs on video and no layer of it is told."""
         self.rematerialise = False
 
     @contextmanager
@@ -172,11 +180,13 @@ class BasicTransformerBlock(StockTransformerBlock):
         text_mask: Tensor | None,
         options: dict[str, Any],
         given: Condition | None,
+        seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The three residual branches, each through its port."""
-        own_text = text if self.only_cross_attention else None
-        branch = self.attn1(self.placed(self.norm1(x)), own_text, mask, **options)
-        x = self.port("attn1", x, branch, given)
+        """The three residual branches, each through its port. `seen` makes of the normalised stream what
+        self-attention looks at; None: the stream itself."""
+        inner = self.placed(self.norm1(x))
+        own_text = text if self.only_cross_attention else None if seen is None else seen(inner)
+        x = self.port("attn1", x, self.attn1(inner, own_text, mask, **options), given)
         if self.attn2 is not None:
             branch = self.attn2(self.placed(self.norm2(x)), text, text_mask, **options)
             x = self.port("attn2", x, branch, given)
@@ -344,7 +354,7 @@ def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Modul
             continue
         if "forward" in vars(module):
             raise Unsupported(f"{path}: a hook replaced its forward; build the base before compiling or offloading")
-        if kind is BasicTransformerBlock:
+        if issubclass(kind, BasicTransformerBlock):
             kind.check(module)
         module.__class__ = kind
         module.givens = givens  # type: ignore[assignment]

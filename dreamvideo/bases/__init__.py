@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
 __all__ = ["available", "load"]
 
-_FILES = ("*.json", "*.txt", "*.safetensors")
+# Of the hub's files; checkpoints that lie beside the folders of a whole pipeline hold the same weights once more.
+_FILES = (
+    "*.json",
+    "*.txt",
+    "*/*.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "model.ckpt",
+)
 
 
 def available() -> dict[str, type[VideoBase]]:
@@ -31,13 +40,15 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
     """A base by bundled name, folder in diffusers' layout, or hub id.
 
     Args:
-        reference: `emojiworld` or another bundled base, `tiny`, a folder, or `owner/name`.
+        reference: `emojiworld` or another bundled base, `tiny`, a folder, or `owner/name`. Two of these joined by a +
+            are one base in two places: Stable Diffusion and the motion modules that are put into it, or a model with
+            VideoCrafter2's text encoder and the folder of its checkpoint.
         dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, else bf16.
         device: where its parts go.
         image_encoder: folder or hub id of a CLIP vision model with projection, for appearance guidance.
 
     Raises:
-        BadInput: nothing of that name, or a folder of another layout.
+        BadInput: nothing of that name, a folder of another layout, or two that do not belong together.
         MissingWeights: a hub id that is not on this machine and cannot be fetched.
     """
     for family in available().values():
@@ -47,27 +58,75 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
         raise BadInput(f"--dtype {dtype}: one of auto, {', '.join(DTYPES)}")
     if dtype == "fp16" and device == "cpu":
         raise BadInput("--dtype fp16: a CPU cannot compute in it; use fp32 or bf16")
-    chosen = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16)
-    folder = _folder(reference)
+    places = _places(reference)
+    folder, addition = _folder(places[0]), _folder(places[1]) if len(places) == 2 else None
+    family, says = _family(reference, folder, addition), card(folder)
+    names = [Path(place).resolve().name if _local(place) else place for place in places]
+    references = [str(Path(place).resolve()) if _local(place) else place for place in places]
+    origin = Origin(
+        name="+".join(names),
+        reference="+".join(references),
+        image_encoder=image_encoder,
+        licence=family.names.get(reference, says.licence),
+    )
+    base = family.load(
+        str(folder),
+        addition=None if addition is None else str(addition),
+        origin=origin,
+        dtype=DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16),
+        device=device,
+        image_encoder=None if image_encoder is None else str(_folder(image_encoder)),
+    )
+    base.defaults = build(Defaults, {**asdict(base.defaults), **says.defaults}, where=f"{folder}/card.toml")
+    return base
+
+
+def _local(reference: str) -> bool:
+    return reference not in bundled() and Path(reference).is_dir()
+
+
+def _places(reference: str) -> list[str]:
+    """`A+B` -> A and B; a folder may have a + in its name."""
+    if "+" not in reference or Path(reference).is_dir():
+        return [reference]
+    # The split that finds two folders, where names have a + as well; else the only one that there is.
+    parts = reference.split("+")
+    splits = [["+".join(parts[:at]), "+".join(parts[at:])] for at in range(1, len(parts))]
+    found = [split for split in splits if all(Path(place).is_dir() for place in split)]
+    if not found and len(splits) > 1:
+        raise BadInput(f"base {reference}: give two folders or hub ids with one + between them")
+    return (found or splits)[0]
+
+
+def _family(reference: str, folder: Path, addition: Path | None) -> type[VideoBase]:
+    """Who reads a folder, by its denoiser's class, or a folder and an addition, by what the addition is."""
+    additions = {family.addition: family for family in available().values() if family.addition is not None}
+    denoisers = {family.denoiser_class: family for family in available().values()}
     config = folder / "unet" / "config.json"
     if not config.is_file():
-        raise BadInput(f"{reference}: no unet/config.json in it; a base is a folder in diffusers' layout")
-    denoiser = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    for family in available().values():
-        if family.denoiser_class == denoiser:
-            local, says = reference not in bundled() and Path(reference).is_dir(), card(folder)
-            origin = Origin(
-                name=folder.resolve().name if local else reference,
-                reference=str(folder.resolve()) if local else reference,
-                image_encoder=image_encoder,
-                licence=family.names.get(reference, says.licence),
-            )
-            vision = None if image_encoder is None else str(_folder(image_encoder))
-            base = family.load(str(folder), origin=origin, dtype=chosen, device=device, image_encoder=vision)
-            base.defaults = build(Defaults, {**asdict(base.defaults), **says.defaults}, where=f"{folder}/card.toml")
-            return base
-    known = ", ".join(family.denoiser_class for family in available().values())
-    raise Unsupported(f"{reference}: its denoiser is a {denoiser}; bases are read around {known}")
+        if addition is None and _addition(folder, additions) in additions:
+            raise BadInput(f"{reference}: only half of a base; write MODEL+{reference}, MODEL being what it goes into")
+        raise BadInput(f"{reference}: no unet/config.json in {folder}; a base is a folder in diffusers' layout")
+    if addition is None:
+        known, wanted, what = denoisers, _class_name(config), "its denoiser"
+    else:
+        known, wanted, what = additions, _addition(addition, additions), "what stands behind the +"
+        if wanted is None:
+            raise BadInput(f"{reference}: in {addition} lies nothing that may stand behind a + ({', '.join(known)})")
+    if wanted not in known:
+        raise Unsupported(f"{reference}: {what} is a {wanted}; bases are read around {', '.join(known)}")
+    return known[wanted]
+
+
+def _addition(folder: Path, known: Collection[str]) -> str | None:
+    """What lies in a folder: one of the known checkpoints, or a model by its class."""
+    config = folder / "config.json"
+    found = [name for name in known if (folder / name).is_file()]
+    return found[0] if found else _class_name(config) if config.is_file() else None
+
+
+def _class_name(config: Path) -> str | None:
+    return json.loads(config.read_text(encoding="utf-8")).get("_class_name")
 
 
 def _folder(reference: str) -> Path:

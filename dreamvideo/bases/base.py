@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -17,6 +16,7 @@ from dreamvideo.adapters.ports import (
     Condition,
     Embedding,
     Givens,
+    Reach,
     ResnetBlock2D,
     open_ports,
 )
@@ -24,55 +24,14 @@ from dreamvideo.adapters.words import Word
 from dreamvideo.bases import modes
 from dreamvideo.bases.images import embed_images
 from dreamvideo.bases.places import Places
+from dreamvideo.bases.records import Defaults, Origin, Parts, fingerprint
 from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import Process, process_of
-from dreamvideo.errors import BadInput, MissingWeights
+from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
 __all__ = ["DTYPES", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a base comes from."""
-
-    name: str
-    """For people: the hub id, or the folder's name."""
-    reference: str
-    """What it can be loaded by again."""
-    image_encoder: str | None = None
-    """Likewise, of the image encoder that was named beside it."""
-    licence: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """What a base was made for."""
-
-    frames: int
-    height: int
-    """Pixels."""
-    width: int
-    """Pixels."""
-    fps: int
-    guidance: float = 9.0
-    steps: int = 50
-    """Denoising steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The frozen parts of a base: stock objects of diffusers and transformers."""
-
-    denoiser: nn.Module
-    vae: nn.Module
-    text_encoder: nn.Module
-    tokenizer: Any
-    scheduler: Any
-    """A diffusers scheduler; its config says the noise process."""
-    image_encoder: nn.Module | None = None
-    """CLIP vision model with projection, for appearance guidance."""
 
 
 class VideoBase(ABC):
@@ -91,14 +50,19 @@ class VideoBase(ABC):
     """The name under which `tiny(0)` can be asked for."""
     denoiser_class: ClassVar[str]
     """The class name in the denoiser's config, by which a folder is recognised."""
+    addition: ClassVar[str | None] = None
+    """What may stand behind the + of a reference, FOLDER+ADDITION: the class name in that folder's config, or the name
+    of a checkpoint in it."""
     names: ClassVar[Mapping[str, str | None]] = {}
     """Hub ids that this family is known to read -> licence."""
     image_encoder_id: ClassVar[str | None] = None
     """Hub id of the image encoder for appearance guidance, where the base itself has none."""
     time_modules: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """Ported classes of the modules that mix frames and can be skipped."""
+    """Ported classes of the family's own: of the modules that mix frames, or that know how many there are."""
     time_paths: ClassVar[tuple[str, ...]] = ()
     """Further parts of the denoiser whose parameters count as temporal."""
+    reaches: ClassVar[tuple[Reach, ...]] = ("frame",)
+    """At which frames its spatial self-attention can look."""
 
     def __init__(self, origin: Origin, *, parts: Parts, defaults: Defaults) -> None:
         self.origin = origin
@@ -127,9 +91,20 @@ class VideoBase(ABC):
     @classmethod
     @abstractmethod
     def load(
-        cls, folder: str, *, origin: Origin, dtype: torch.dtype, device: str, image_encoder: str | None
+        cls,
+        folder: str,
+        *,
+        addition: str | None,
+        origin: Origin,
+        dtype: torch.dtype,
+        device: str,
+        image_encoder: str | None,
     ) -> "VideoBase":
-        """Read a base from a folder in diffusers' layout; `image_encoder` is a folder or None."""
+        """Read a base from a folder in diffusers' layout; `addition` and `image_encoder` are folders or None.
+
+        Raises:
+            BadInput: the folder and its addition do not fit together.
+        """
 
     @classmethod
     @abstractmethod
@@ -225,7 +200,8 @@ class VideoBase(ABC):
         """All places of the given axis and ports on residual streams or the token embedding, in the model's order.
 
         Raises:
-            Unsupported: the base mixes space and time in the same blocks, so the axis does not exist by itself.
+            Unsupported: the base has no such place, or mixes space and time in the same blocks, so that the axis does
+                not exist by itself.
         """
         return tuple(self._places.words(ports) if axis == "text" else self._places.residual(axis, ports))
 
@@ -316,6 +292,19 @@ class VideoBase(ABC):
 
     @final
     @contextmanager
+    def reaching(self, reach: Reach) -> Iterator[None]:
+        """At which frames spatial self-attention looks inside the block, see `Reach`; `given` leaves it as it is.
+
+        Raises:
+            Unsupported: this family's cannot.
+        """
+        if reach not in self.reaches:
+            raise Unsupported(f"base {self.name} knows no {reach} attention, only {', '.join(self.reaches)}")
+        with self.givens.using({"reach": reach}):
+            yield
+
+    @final
+    @contextmanager
     def learning(self, *, rematerialise: bool = False, dropout: float = 0.0, compile: bool = False) -> Iterator[None]:
         """How the frozen denoiser runs while something attached to it is learned.
 
@@ -392,9 +381,3 @@ class VideoBase(ABC):
     @property
     def _embedding(self) -> Any:
         return self.parts.text_encoder.get_input_embeddings()
-
-
-def fingerprint(model: nn.Module) -> tuple[float, ...]:
-    """One weight from each of 16 tensors spread over a model: another model has others, whatever its name."""
-    tensors = [tensor.detach() for tensor in model.parameters() if tensor.ndim > 1 and not tensor.is_meta]
-    return tuple(float(tensor.flatten()[tensor.numel() // 2]) for tensor in tensors[:: max(1, len(tensors) // 16)][:16])

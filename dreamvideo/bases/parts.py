@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -19,7 +20,7 @@ from transformers import (
 from dreamvideo.bases.base import Parts
 from dreamvideo.errors import BadInput
 
-__all__ = ["factor", "latent_shape", "load_parts", "tiny_parts"]
+__all__ = ["factor", "latent_shape", "load_image_encoder", "load_parts", "tiny_parts"]
 
 # ModelScopeT2V's noise (official configs): betas (linspace(sqrt(0.00085), sqrt(0.0120), 1000))^2. With these
 # settings 50 DDIM steps are t = 981, 961, ..., 1 and the last one ends at abar_0, as in the official sampler.
@@ -35,25 +36,38 @@ _SCHEDULER = {
 
 
 def load_parts(
-    folder: str, denoiser: nn.Module, *, dtype: torch.dtype, device: str, image_encoder: str | None
+    folder: str,
+    denoiser: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    image_encoder: str | None,
+    scheduler: Any = None,
 ) -> Parts:
     """Read what stands beside the denoiser in a folder in diffusers' layout.
 
     `image_encoder` is a folder of its own; without one, the base's subfolder `image_encoder` is read if it exists.
+    `scheduler` stands in for the folder's own.
     """
-    if image_encoder is None and (Path(folder) / "image_encoder").is_dir():
-        image_encoder = str(Path(folder) / "image_encoder")
-    vision = None
-    if image_encoder is not None:
-        vision = CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=dtype).to(device)
     return Parts(
         denoiser=denoiser.to(device),
         vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype).to(device),
         text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype).to(device),
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
-        image_encoder=vision,
+        scheduler=scheduler or DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        image_encoder=load_image_encoder(folder, image_encoder, dtype=dtype, device=device),
     )
+
+
+def load_image_encoder(
+    folder: str | Path, image_encoder: str | None, *, dtype: torch.dtype, device: str
+) -> CLIPVisionModelWithProjection | None:
+    """The image encoder that is named, or the one that lies in the base's folder, or none."""
+    if image_encoder is None and (Path(folder) / "image_encoder").is_dir():
+        image_encoder = str(Path(folder) / "image_encoder")
+    if image_encoder is None:
+        return None
+    return CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=dtype).to(device)
 
 
 def factor(parts: Parts) -> int:
@@ -77,8 +91,11 @@ def latent_shape(parts: Parts, frames: int, height: int, width: int) -> tuple[in
     return parts.denoiser.config.in_channels, frames, height // pixels, width // pixels
 
 
-def tiny_parts(seed: int, denoiser: Callable[[], nn.Module]) -> Parts:
-    """Random parts around a tiny denoiser: pixels / 4 = latents, 32-wide text states, 24-wide image vectors."""
+def tiny_parts(seed: int, denoiser: Callable[[], nn.Module], *, scheduler: Any = None) -> Parts:
+    """Random parts around a tiny denoiser: pixels / 4 = latents, 32-wide text states, 24-wide image vectors.
+
+    `scheduler` stands in for one with ModelScopeT2V's noise.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = denoiser()
@@ -119,7 +136,7 @@ def tiny_parts(seed: int, denoiser: Callable[[], nn.Module]) -> Parts:
             vae=vae,
             text_encoder=CLIPTextModel(text),
             tokenizer=_byte_tokenizer(),
-            scheduler=DDIMScheduler(**_SCHEDULER),
+            scheduler=scheduler or DDIMScheduler(**_SCHEDULER),
             image_encoder=CLIPVisionModelWithProjection(vision),
         )
 

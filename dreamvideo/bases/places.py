@@ -36,7 +36,12 @@ class Places:
         ported = {f"{path}.{name}" for path, layer in self.layers.items() for name in layer._parameters}
         self.portless = [name for name, _ in denoiser.named_parameters() if name not in ported]
         self.block_axes = {path: block_axis(path) for path in self.blocks}
-        in_time = [path for path, module in modules.items() if isinstance(module, time_modules)]
+        # Blocks have an axis of their own, and a whole denoiser that knows of frames is not temporal throughout.
+        in_time = [
+            path
+            for path, module in modules.items()
+            if isinstance(module, time_modules) and path and path not in self.blocks
+        ]
         self.time_paths = (*time_paths, *in_time)
         self._modules: dict[str, nn.Module] = {TOKENS: embedding, **self.blocks, **self.layers}
 
@@ -64,14 +69,20 @@ class Places:
         if axis != "joint" and "joint" in self.block_axes.values():
             raise Unsupported(f"base {self.name} mixes space and time in the same blocks: it has no {axis!r} layers")
 
-    def residual(self, axis: str, ports: Sequence[str]) -> Iterator[Site]:
+    def residual(self, axis: str, ports: Sequence[str]) -> list[Site]:
         """See `VideoBase.sites`."""
         self.check(axis)
-        for path, block in self.blocks.items():
-            for port in ports if self.block_axes[path] == axis else ():
-                width, _ = block.measure(port)
-                if width:
-                    yield Site(path, port, self.block_axes[path], width)
+        found = [
+            Site(path, port, port_axis, width)
+            for path, block in self.blocks.items()
+            for port in ports
+            # The port behind a spatial block is handed its stream with the frames as tokens.
+            if (port_axis := "time" if port == "time" else self.block_axes[path]) == axis
+            if port in block.ports and (width := block.measure(port)[0])
+        ]
+        if not found:
+            raise Unsupported(f"base {self.name} has no {axis} layers with a port {' or '.join(ports)}")
+        return found
 
     def words(self, ports: Sequence[str]) -> Iterator[Site]:
         """The token embedding."""
@@ -85,26 +96,32 @@ class Places:
             block = self.block_of(path)
             if block is not None and self.block_axes[block] == axis and isinstance(layer, nn.Linear):
                 found[path] = path.removeprefix(f"{block}.")
+        if not found:
+            raise Unsupported(f"base {self.name} has no {axis} layers")
         for pattern in patterns:
-            if found and not any(fnmatchcase(inside, pattern) for inside in found.values()):
+            if not any(fnmatchcase(inside, pattern) for inside in found.values()):
                 known = ", ".join(dict.fromkeys(found.values()))
                 raise Unsupported(f"layer {pattern!r}: the {axis} blocks of base {self.name} have {known}")
         for path, inside in found.items():
             if any(fnmatchcase(inside, pattern) for pattern in patterns):
                 yield self._layer_site(path, "out")
 
-    def parameters(self, axis: str, patterns: Sequence[str]) -> Iterator[Site]:
+    def parameters(self, axis: str, patterns: Sequence[str]) -> list[Site]:
         """See `VideoBase.weights`."""
         self.check(axis)
         for name in self.portless:
             if self.axis(name) == axis and any(fnmatchcase(name, pattern) for pattern in patterns):
                 raise Unsupported(f"parameter {name} of base {self.name} cannot be tuned: its module has no ports")
-        for path, layer in self.layers.items():
-            if self.axis(path) != axis:
-                continue
-            for port, parameter in layer._parameters.items():
-                if parameter is not None and any(fnmatchcase(f"{path}.{port}", pattern) for pattern in patterns):
-                    yield self._layer_site(path, port)
+        found = [
+            self._layer_site(path, port)
+            for path, layer in self.layers.items()
+            if self.axis(path) == axis
+            for port, parameter in layer._parameters.items()
+            if parameter is not None and any(fnmatchcase(f"{path}.{port}", pattern) for pattern in patterns)
+        ]
+        if not found:
+            raise Unsupported(f"base {self.name} has no {axis} parameters named {' or '.join(patterns)}")
+        return found
 
     def _layer_site(self, path: str, port: str) -> Site:
         width, shape = self.layers[path].measure(port)  # type: ignore[operator]

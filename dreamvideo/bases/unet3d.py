@@ -17,7 +17,7 @@ from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.images import decode_frames, encode_frames
 from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "TemporalConvLayer", "TransformerTemporalModel"]
 
 
 class TransformerTemporalModel(StockTemporalTransformer):
@@ -73,7 +73,14 @@ class UNet3D(VideoBase):
 
     @classmethod
     def load(
-        cls, folder: str, *, origin: Origin, dtype: torch.dtype, device: str, image_encoder: str | None
+        cls,
+        folder: str,
+        *,
+        addition: str | None,
+        origin: Origin,
+        dtype: torch.dtype,
+        device: str,
+        image_encoder: str | None,
     ) -> "UNet3D":
         denoiser = UNet3DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)

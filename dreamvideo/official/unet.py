@@ -16,7 +16,7 @@ from dreamvideo.errors import BadFile, Unsupported
 from dreamvideo.official.checkpoint import naming, read_tensors, write_checkpoint
 from dreamvideo.official.names import Layout, adapter_layers, inverted, modules, renamed, temporal
 
-__all__ = ["read_unet", "unet_config", "write_unet"]
+__all__ = ["read_unet", "unet_config", "unet_of", "write_unet"]
 
 HEADS_IN = 8
 """Heads of the temporal transformer behind the first convolution, fixed in both codes."""
@@ -33,9 +33,18 @@ def read_unet(path: str | Path) -> UNet3DConditionModel:
     """
     tensors, _ = read_tensors(path)
     with naming(path):
-        config = unet_config(tensors)
-        model = _skeleton(config)
-        model.load_state_dict(_state(tensors, _layout(config), model.state_dict()), assign=True)
+        return unet_of(tensors)
+
+
+def unet_of(tensors: Mapping[str, Tensor]) -> UNet3DConditionModel:
+    """What `read_unet` returns, of tensors that are read already.
+
+    Raises:
+        BadFile: they are not exactly those of such a denoiser.
+    """
+    config = unet_config(tensors)
+    model = _skeleton(config)
+    model.load_state_dict(_state(tensors, _layout(config), model.state_dict()), assign=True)
     return model.eval()
 
 

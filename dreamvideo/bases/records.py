@@ -1,0 +1,56 @@
+"""What a base is made of, and what it says of itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Defaults", "Origin", "Parts", "fingerprint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a base comes from."""
+
+    name: str
+    """For people: the hub id, or the folder's name."""
+    reference: str
+    """What it can be loaded by again."""
+    image_encoder: str | None = None
+    """Likewise, of the image encoder that was named beside it."""
+    licence: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a base was made for."""
+
+    frames: int
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    fps: int
+    guidance: float = 9.0
+    steps: int = 50
+    """Denoising steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The frozen parts of a base: stock objects of diffusers and transformers."""
+
+    denoiser: nn.Module
+    vae: nn.Module
+    text_encoder: nn.Module
+    tokenizer: Any
+    scheduler: Any
+    """A diffusers scheduler; its config says the noise process."""
+    image_encoder: nn.Module | None = None
+    """CLIP vision model with projection, for appearance guidance."""
+
+
+def fingerprint(model: nn.Module) -> tuple[float, ...]:
+    """One weight from each of 16 tensors spread over a model: another model has others, whatever its name."""
+    tensors = [tensor.detach() for tensor in model.parameters() if tensor.ndim > 1 and not tensor.is_meta]
+    return tuple(float(tensor.flatten()[tensor.numel() // 2]) for tensor in tensors[:: max(1, len(tensors) // 16)][:16])
