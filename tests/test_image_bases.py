@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from dreamvideo import bases
+from dreamvideo import bases, methods
 from dreamvideo.adapters import file
 from dreamvideo.adapters.graft import AdapterSet, Site
 from dreamvideo.adapters.temporal_attention import TemporalAttention
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.bases.base import Parts, VideoBase
+from dreamvideo.concept import Concept
 from dreamvideo.diffusion import generator
 from dreamvideo.errors import BadFile, BadInput, MissingWeights, Unsupported
 from dreamvideo.sample import Composition, SampleConfig, generate
@@ -239,6 +241,14 @@ def test_image_models_that_want_more_are_refused(change, message: str, inflated:
         bases.load(str(tmp_path))
 
 
+def test_blocks_that_compute_something_else_are_refused(inflated: VideoBase, image_model: Path):
+    denoiser = UNet2DConditionModel.from_pretrained(image_model, subfolder="unet")
+    next(module for module in denoiser.modules() if isinstance(module, BasicTransformerBlock))._chunk_size = 1
+    parts = Parts(**vars(inflated.parts) | {"denoiser": denoiser})
+    with pytest.raises(Unsupported, match="feed-forward chunking"):
+        type(inflated)(inflated.origin, parts=parts, defaults=inflated.defaults)
+
+
 class _Reaching:
     """An attention processor that takes keys and values from other frames, written frame by frame."""
 
@@ -460,14 +470,12 @@ def test_what_it_cannot_stand_on_is_refused(inflated: VideoBase, unet3d: VideoBa
         unet3d.attach(adapters)
 
 
-def test_at_full_size_it_has_the_papers_parameters(inflated: VideoBase):
+def test_at_full_size_it_has_the_papers_parameters(inflated: VideoBase, motion_concept: Concept):
     """Tune-A-Video learns 74,354,880: per block 4 C^2 + C of the new attention, and C^2 of each of two to_q."""
     with torch.device("meta"):
         denoiser = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
         parts = Parts(**vars(inflated.parts) | {"denoiser": denoiser})
         base = type(inflated)(inflated.origin, parts=parts, defaults=inflated.defaults)
-        adapters = AdapterSet(TemporalAttention(), base.sites("time", ("time",)))
-    queries = ("attn1.to_q.weight", "attn2.to_q.weight")
-    learned = [p.numel() for name, p in denoiser.named_parameters() if name.endswith(queries)]
-    assert len(adapters.sites) == 16
-    assert adapters.count() + sum(learned) == 74_354_880
+        (stage,) = methods.find("tune-a-video")().stages(base, motion_concept, seed=0)
+    assert {name: len(adapters.sites) for name, adapters in stage.learn.items()} == {"motion": 16, "queries": 32}
+    assert sum(adapters.count() for adapters in stage.learn.values()) == 74_354_880

@@ -32,6 +32,10 @@ DOES_NOT_APPLY = {
     ("inflated", "finetune-motion"): "has no time parameters",
     ("inflated", "lora-motion"): "has no time layers",
     ("inflated", "motion-director"): "has no time layers",
+    **{
+        (family, "tune-a-video"): "has no time layers with a port time"
+        for family in bases.available().keys() - {"inflated"}
+    },
 }
 
 

@@ -238,14 +238,17 @@ NEW = (
     "dreamix",
     "motion-director",
     "custom-diffusion",
+    "tune-a-video",
 )
 
 
+# Method -> the tiny base that it is made for, where that is another than `tiny`.
+BASES = {"tune-a-video": "tiny-inflated"}
+
+
 @pytest.mark.parametrize("method", NEW)
-def test_a_half_precision_base_is_learned_on_in_float32(
-    method: str, unet3d: VideoBase, dog: Path, turn: Path, tmp_path: Path
-) -> None:
-    unet3d.save(tmp_path / "base")
+def test_a_half_precision_base_is_learned_on_in_float32(method: str, dog: Path, turn: Path, tmp_path: Path) -> None:
+    dv.load_base(BASES.get(method, "tiny"), device="cpu").save(tmp_path / "base")
     half = dv.load_base(str(tmp_path / "base"), dtype="bf16", device="cpu")
     kind = methods.find(method).learns
     about = {"word": "dog"} if kind == "image" else {"caption": "a car"}
@@ -278,6 +281,49 @@ def test_a_base_without_such_layers_is_refused_in_one_line(
     concept = subject_concept if chosen.learns == "image" else motion_concept
     with pytest.raises(Unsupported, match=r"mixes space and time .*: it has no '(space|time)' layers"):
         chosen.stages(Joint.tiny(0), concept, seed=0)
+
+
+# -- Tune-A-Video -----------------------------------------------------------------------------------------------------
+
+
+def test_queries_and_time_are_learned_with_the_attention_of_the_paper(motion_concept: Concept) -> None:
+    base, method = dv.load_base("tiny-inflated", device="cpu"), methods.find("tune-a-video")()
+    (stage,) = method.stages(base, motion_concept, seed=0)
+    names = {site.key.partition(".transformer_blocks.0.")[2] for site in stage.learn["queries"].sites}
+    assert names == {"attn1.to_q.weight", "attn2.to_q.weight"}
+    sets = {name: disturb(adapters).requires_grad_(True) for name, adapters in stage.learn.items()}
+    batch = a_batch(base, 0)
+    with base.attached(*sets.values()):
+        for name, term in method.terms(base, sets, batch, Draw(base.process, generator("t"))):
+            assert name == "denoise"
+            term.backward()
+        x_t, t, target = Draw(base.process, generator("t")).noised(batch.latents)
+        with torch.no_grad(), base.reaching("sparse-causal"):
+            expected = (base.predict(x_t, t, batch.text) - target).square().mean()
+        with torch.no_grad():
+            plain = (base.predict(x_t, t, batch.text) - target).square().mean()
+    torch.testing.assert_close(term.detach(), expected)
+    assert not torch.allclose(term.detach(), plain, atol=1e-5)
+    assert touched(sets["motion"]) and touched(sets["queries"])
+
+
+def test_tune_a_video_runs_from_clip_to_video(
+    turn: Path, two_clips: Concept, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, about = dv.load_base("tiny-inflated", device="cpu"), {"method": "tune-a-video", "caption": "a car turning"}
+    one = api.learn(base, turn, out=tmp_path / "r", settings=settings(), **about)
+    assert one.sets.keys() == {"motion", "queries"}
+    assert (one.meta.sampling.reach, one.meta.sampling.inversion) == ("sparse-causal", 1.0)
+    with caplog.at_level(logging.WARNING):
+        dv.generate(base, "a dog turning", concepts=[one], config=SMALL)
+    assert "turn was learned to start from its clip's noise" in caplog.text
+    again = load(tmp_path / "r" / "turn.safetensors")
+    videos = [
+        dv.generate(base, "a dog turning", concepts=[again], config=SMALL, inversion=turn, seed=seed) for seed in (0, 1)
+    ]
+    assert (videos[0].frames == videos[1].frames).all()  # the start is the clip's noise and nothing else
+    several = api.learn(base, tmp_path / "turns", out=tmp_path / "s", settings=settings(), **about)
+    assert several.meta.sampling.inversion == 0.0
 
 
 # -- class images -----------------------------------------------------------------------------------------------------
