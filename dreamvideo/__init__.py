@@ -2,7 +2,7 @@
 
 import dreamvideo as dv
 
-base = dv.load_base("tiny")
+base = dv.load_base("emojiworld")
 dog = dv.learn(base, "photos/dog", method="dreamvideo-subject", word="dog")
 turn = dv.learn(base, "clips/turn", method="dreamvideo-motion", caption="a car turning on the road")
 dv.generate(base, "a <dog> turning on the road", concepts=[dog, turn], seed=3).save("dog_turns.mp4")

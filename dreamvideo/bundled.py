@@ -12,7 +12,7 @@ from dreamvideo import config
 
 __all__ = ["DEFAULT_BASE", "EXAMPLES", "Card", "bundled", "card"]
 
-DEFAULT_BASE = "tiny"
+DEFAULT_BASE = "emojiworld"
 
 EXAMPLES = Path(__file__).parent / "examples"
 """`subjects/NAME` and `motions/NAME` to customise a base with, and `truth.json`, where everything is in every frame."""

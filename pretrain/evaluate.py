@@ -77,9 +77,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    base, judge = bases.load(str(given.base), device=given.device), Judge.load(given.judge)
+    base, judge = bases.load(given.base, device=given.device, dtype=given.dtype), Judge.load(given.judge)
     defaults = base.defaults
     world = World(given.sprites, size=defaults.height, subjects=judge.subjects)
     motions = Motions(defaults.frames)
@@ -109,7 +110,7 @@ def main() -> None:
         if (found := [f for f, names in zip(verdict.motion, wanted, strict=True) if names[2] == name])
     }
     filled = config.filled(defaults)
-    told["sampling"] = {"guidance": filled.guidance, "steps": filled.steps, "seed": given.seed}
+    told["sampling"] = {"guidance": filled.guidance, "steps": filled.steps, "dtype": base.precision, "seed": given.seed}
     print("sampled:", json.dumps(told["sampled"]), flush=True)
     write_json(given.out / "evaluation.json", told)
     for first in range(0, min(len(clips), _SHEET), _SHEET // 2):

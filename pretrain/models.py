@@ -93,7 +93,7 @@ PRESETS = {
             "dino": Learning(batch=96, lr=1e-3),
             "judge": Learning(batch=128, lr=1e-3),
             "image": Learning(batch=32, lr=5e-4, chunk=1024, reuse=4),
-            "video": Learning(batch=8, lr=3e-4, chunk=256, reuse=4),
+            "video": Learning(batch=8, lr=6e-4, chunk=256, reuse=4),
             "motion": Learning(batch=16, lr=4e-4, chunk=256, reuse=4),
         },
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamvideo import bases, catalogue, methods, recipe
+from dreamvideo import bases, bundled, catalogue, methods, recipe
 
 
 def test_methods_are_those_of_the_classes() -> None:
@@ -26,6 +26,9 @@ def test_bases_are_those_of_the_families() -> None:
         if family.addition:
             names[f"FOLDER+FOLDER ({family.addition})"] = None
         expected |= {(name, family.family, licence) for name, licence in names.items()}
+    for name in bundled.bundled():
+        base = bases.load(name)
+        expected.add((name, base.family, base.origin.licence))
     entries = catalogue.bases()
     assert {(entry.name, entry.family, entry.licence) for entry in entries} == expected
     assert len(entries) == len(expected)
@@ -34,7 +37,7 @@ def test_bases_are_those_of_the_families() -> None:
 def test_bases_say_what_appearance_guidance_needs() -> None:
     families = bases.available()
     for entry in catalogue.bases():
-        if entry.name == families[entry.family].tiny_name:
+        if entry.name in (families[entry.family].tiny_name, *bundled.bundled()):
             assert entry.needs == "nothing"
         else:
             assert str(families[entry.family].image_encoder_id or "") in entry.needs

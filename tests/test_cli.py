@@ -82,7 +82,7 @@ def test_settings_reach_the_recipe_and_wrong_ones_are_refused(run, dog: Path):
         (["--set", "train.seed=5"], "holds a run of another recipe"),
     ):
         code, out, err = run(*common, *words)
-        lines = [line for line in err.splitlines() if not line.startswith("base tiny")]
+        lines = [line for line in err.splitlines() if line.startswith("dreamvideo: ")]
         assert (code, out) == (2, "")
         assert len(lines) == 1
         assert message in lines[0]
@@ -118,7 +118,7 @@ def test_bad_input_is_one_line_and_code_2(run, dog: Path, turn: Path, tmp_path: 
 def test_a_concept_of_another_base_is_refused_with_both_names(run, learned: tuple[str, str]):
     code, _, err = run("generate", "a <dog>", "--subject", learned[0], "--base", "tiny-animatediff")
     assert code == 2
-    assert "tiny (unet3d)" in err
+    assert "emojiworld (unet3d)" in err
     assert "tiny-animatediff (animatediff)" in err
 
 
@@ -148,8 +148,11 @@ def test_inspect_lists_what_is_broken(run, tmp_path: Path):
     assert "a.jpg" in out
 
 
-def test_to_the_official_files_and_back(run, learned: tuple[str, str]):
-    subject, motion = learned
+def test_to_the_official_files_and_back(run, dog: Path, turn: Path):
+    steps = ["--base", "tiny", "--steps", 2]
+    assert run("subject", dog, "--word", "dog", *steps)[0] == 0
+    assert run("motion", turn, "--caption", "a car turning", *steps)[0] == 0
+    subject, motion = "runs/dog/dog.safetensors", "runs/turn/turn.safetensors"
     code, out, err = run("convert", subject, "--to", "official", "--out", "vgen", "--layers", 1)
     assert code == 0, err
     names = out.split()
@@ -161,7 +164,7 @@ def test_to_the_official_files_and_back(run, learned: tuple[str, str]):
     for label, adapters in ours.sets.items():
         theirs = back.sets[label].state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in adapters.state_dict().items())
-    code, _, err = run("generate", "a <dog>", "--subject", "back/dog.safetensors", "--steps", 1)
+    code, _, err = run("generate", "a <dog>", "--base", "tiny", "--subject", "back/dog.safetensors", "--steps", 1)
     assert code == 0, err
     code, out, err = run("convert", motion, "--to", "official", "--out", "vgen", "--layers", 1)
     assert code == 0, err
