@@ -12,10 +12,9 @@ from dreamvideo.data import to_pixels
 judges = pytest.importorskip("judges")
 
 PROMPTS = [
-    ("in the snow", "snow", "moving left"),
-    ("on the beach", "beach", "rising"),
-    ("at sunset", "sunset", "moving right"),
-    ("on the road", "road", "growing"),
+    ("basketball", "sky", "rising"),
+    ("tractor", "sky", "rising"),
+    ("tractor", "sky", "staying still"),
 ]
 
 
@@ -24,13 +23,11 @@ def base() -> VideoBase:
     return bases.load(bundled.DEFAULT_BASE)
 
 
-def test_places_and_motions_are_those_of_the_prompt(base: VideoBase) -> None:
-    clips = [
-        to_pixels(api.generate(base, f"a balloon {motion} {words}", seed=1).frames) for words, _, motion in PROMPTS
-    ]
+def test_a_clip_is_of_the_prompt(base: VideoBase) -> None:
+    prompts = [f"a {subject} {motion} in the {place}" for subject, place, motion in PROMPTS]
+    clips = [to_pixels(api.generate(base, prompt, seed=seed % 2).frames) for seed, prompt in enumerate(prompts)]
     verdict = judges.Judge.load(PRETRAIN / "judge").verdict(torch.cat(clips), judges.Motions(base.defaults.frames))
-    assert verdict.place == [place for _, place, _ in PROMPTS]
-    assert sum(found == motion for found, (*_, motion) in zip(verdict.motion, PROMPTS, strict=True)) >= 3
+    assert list(zip(verdict.subject, verdict.place, verdict.motion, strict=True)) == PROMPTS
 
 
 def test_the_autoencoder_keeps_pictures(base: VideoBase) -> None:
