@@ -132,7 +132,7 @@ def test_digest_tells_recipes_apart(asked: Callable[..., Recipe]) -> None:
 
 
 def test_unknown_recipe_and_section_are_refused(tiny: VideoBase, motion_concept: Concept, tmp_path: Path) -> None:
-    with pytest.raises(BadConfig, match="--recipe fast: dreamvideo-motion has official, paper; or give a"):
+    with pytest.raises(BadConfig, match="--recipe fast: dreamvideo-motion has emojiworld, official, paper; or give a"):
         resolve("dreamvideo-motion", tiny, motion_concept, recipe="fast")
     with pytest.raises(BadConfig, match="there is no section 'trian'; it has method, train, data"):
         resolve("dreamvideo-motion", tiny, motion_concept, settings=[{"trian": {"batch": 1}}])
@@ -380,5 +380,5 @@ def test_folder_that_cannot_be_made_is_explained(asked: Callable[..., Recipe], t
 
 
 def test_shipped_recipes_are_found() -> None:
-    assert recipe.recipes("dreamvideo-subject") == ("official", "paper")
+    assert recipe.recipes("dreamvideo-subject") == ("emojiworld", "official", "paper")
     assert recipe.recipes("none") == ()

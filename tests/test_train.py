@@ -470,7 +470,8 @@ def test_killed_in_every_stage_and_continued_is_the_same_bytes(
 
 
 def test_ctrl_c_at_the_command_line(tiny: VideoBase, turn: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dreamvideo", "motion", str(turn), "--caption", CAPTION, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "dreamvideo", "motion", str(turn), "--base", "tiny", "--caption", CAPTION]
+    command += ["--out", str(tmp_path)]
     settings = {**LONGER, "steps": 60}
     command += [part for name, value in settings.items() for part in ("--set", f"train.{name}={value}")]
     code, said = killed_at(command, tmp_path / "metrics.jsonl", stage="motion", step=5, by=signal.SIGINT)
@@ -492,7 +493,8 @@ def test_two_processes_average_their_gradients(
     # Addresses only: the machine's own name need not be known to anyone, itself included.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "static"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--local-addr", "127.0.0.1"]
-    command += ["-m", "dreamvideo", "subject", str(dog), "--word", "dog", "--device", "cpu", "--out", str(both)]
+    command += ["-m", "dreamvideo", "subject", str(dog), "--word", "dog", "--base", "tiny", "--device", "cpu"]
+    command += ["--out", str(both)]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     code, said = finished(command, GLOO_SOCKET_IFNAME=loopback)
