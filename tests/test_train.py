@@ -392,8 +392,13 @@ def test_second_signal_acts_as_usual(tiny: VideoBase, turn: Path, tmp_path: Path
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        motion(tiny, turn, tmp_path, on_step=at("motion", 1, twice))
+    # A shell starts what runs in its background deaf to SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            motion(tiny, turn, tmp_path, on_step=at("motion", 1, twice))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- other processes --------------------------------------------------------------------------------------------------
