@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from dreamvideo.adapters.ports import Givens
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
-from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
+from dreamvideo.bases.parts import load_parts, tiny_parts
 from dreamvideo.errors import BadInput, Unsupported
 
 __all__ = ["FAMILY"]
@@ -91,7 +90,7 @@ class AnimateDiff(VideoBase):
         parts = load_parts(
             folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder, scheduler=scheduler
         )
-        side = factor(parts) * (denoiser.config.sample_size or 64)
+        side = parts.factor * (denoiser.config.sample_size or 64)
         frames = min(16, denoiser.config.motion_max_seq_length)
         defaults = Defaults(frames=frames, height=side, width=side, fps=8, guidance=7.5)
         return cls(origin, parts=parts, defaults=defaults)
@@ -124,20 +123,11 @@ class AnimateDiff(VideoBase):
         text = text.repeat_interleave(x_t.shape[2], dim=0)
         return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
 
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        return self.parts.text_encoder(ids).last_hidden_state
-
-    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_frames(self.parts.vae, pixels)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_frames(self.parts.vae, latents)
-
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         limit = self.parts.denoiser.config.motion_max_seq_length
         if frames > limit:
             raise Unsupported(f"--frames {frames}: base {self.name} has {limit} frame positions and can take no more")
-        return latent_shape(self.parts, frames, height, width)
+        return super().latent_shape(frames, height, width)
 
     def pipeline(self) -> Any:
         # Pipelines bring along much that nothing else here needs.

@@ -22,7 +22,7 @@ from dreamvideo.adapters.ports import (
 )
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases import modes
-from dreamvideo.bases.images import embed_images
+from dreamvideo.bases.images import decode_frames, embed_images, encode_frames
 from dreamvideo.bases.places import Places
 from dreamvideo.bases.records import Defaults, Origin, Parts, fingerprint
 from dreamvideo.bases.text import tokenize
@@ -41,8 +41,10 @@ class VideoBase(ABC):
     `load`: how is it read from a folder in diffusers' layout? `tiny`: what is its smallest random instance?
     `time_modules`: which of its modules mix frames? `axis`: what does the transformer block at a path mix?
     `predict`: what does the denoiser say, with every quirk of the family hidden?
-    `encode_ids`: tokens -> text states. `encode_video`, `decode`: pixels <-> latents. `latent_shape`: of which size?
     `pipeline`: which stock pipeline runs on the same parts?
+
+    Answered here for AutoencoderKL and CLIP's text encoder, to be answered anew by a family with others:
+    `encode_ids`: tokens -> text states. `encode_video`, `decode`: pixels <-> latents. `latent_shape`: of which size?
     """
 
     family: ClassVar[str]
@@ -120,24 +122,37 @@ class VideoBase(ABC):
         """The denoiser's prediction. x_t (B, C, F, h, w), t (B,) or (), text (B, L, D) -> (B, C, F, h, w)."""
 
     @abstractmethod
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        """Token ids (B, L) -> text states (B, L, D), with gradient for learned words."""
-
-    @abstractmethod
-    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, F, H, W) in [-1, 1] -> mean and deviation of the latents (B, C, F, h, w), scaled."""
-
-    @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, F, h, w) -> pixels (B, 3, F, H, W) in [-1, 1]."""
-
-    @abstractmethod
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F, h, w) of a video; refuses sizes that the base cannot carry."""
-
-    @abstractmethod
     def pipeline(self) -> Any:
         """The stock diffusers pipeline around the same parts, with what is attached still attached."""
+
+    # -- what it may answer anew ------------------------------------------------------------------------------
+
+    def encode_ids(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> text states (B, L, D), with gradient for learned words."""
+        return self.parts.text_encoder(ids).last_hidden_state
+
+    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, F, H, W) in [-1, 1] -> mean and deviation of the latents (B, C, F, h, w), scaled."""
+        return encode_frames(self.parts.vae, pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, F, h, w) -> pixels (B, 3, F, H, W) in [-1, 1]."""
+        return decode_frames(self.parts.vae, latents)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, F, h, w) of a video.
+
+        Raises:
+            BadInput: no frame, or a size that the autoencoder and the denoiser cannot halve as often as they do.
+        """
+        config, pixels = self.parts.denoiser.config, self.parts.factor
+        unit = pixels * 2 ** (len(config.block_out_channels) - 1)
+        if frames < 1:
+            raise BadInput(f"--frames {frames}: at least 1")
+        for name, size in (("height", height), ("width", width)):
+            if size < unit or size % unit:
+                raise BadInput(f"--{name} {size}: this base needs a multiple of {unit}")
+        return config.in_channels, frames, height // pixels, width // pixels
 
     # -- final ------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from dreamvideo.adapters.ports import BasicTransformerBlock as PortedTransformerBlock
 from dreamvideo.adapters.ports import Condition, Givens, Reach, grafts_on, rematerialised
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
-from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
+from dreamvideo.bases.parts import load_parts, tiny_parts
 from dreamvideo.errors import Unsupported
 
 __all__ = ["FAMILY"]
@@ -173,7 +172,7 @@ class Inflated(VideoBase):
         parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)
         if denoiser.config.in_channels != parts.vae.config.latent_channels:
             raise Unsupported(f"base {origin.name}: its denoiser wants an image beside the noise, as for inpainting")
-        side = factor(parts) * (denoiser.config.sample_size or 64)
+        side = parts.factor * (denoiser.config.sample_size or 64)
         # Tune-A-Video's frames and guidance (official configs).
         defaults = Defaults(frames=24, height=side, width=side, fps=8, guidance=12.5)
         return cls(origin, parts=parts, defaults=defaults)
@@ -201,18 +200,6 @@ class Inflated(VideoBase):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
-
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        return self.parts.text_encoder(ids).last_hidden_state
-
-    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_frames(self.parts.vae, pixels)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_frames(self.parts.vae, latents)
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        return latent_shape(self.parts, frames, height, width)
 
     def pipeline(self) -> Any:
         """The stock image pipeline; with 5-dimensional `latents` and `output_type="latent"` it samples a video."""

@@ -18,9 +18,8 @@ from transformers import (
 )
 
 from dreamvideo.bases.base import Parts
-from dreamvideo.errors import BadInput
 
-__all__ = ["factor", "latent_shape", "load_image_encoder", "load_parts", "tiny_parts"]
+__all__ = ["load_image_encoder", "load_parts", "tiny_parts"]
 
 # ModelScopeT2V's noise (official configs): betas (linspace(sqrt(0.00085), sqrt(0.0120), 1000))^2. With these
 # settings 50 DDIM steps are t = 981, 961, ..., 1 and the last one ends at abar_0, as in the official sampler.
@@ -68,27 +67,6 @@ def load_image_encoder(
     if image_encoder is None:
         return None
     return CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=dtype).to(device)
-
-
-def factor(parts: Parts) -> int:
-    """Pixels to a latent, along each side."""
-    return 2 ** (len(parts.vae.config.block_out_channels) - 1)
-
-
-def latent_shape(parts: Parts, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """(C, F, h, w).
-
-    Raises:
-        BadInput: no frame, or a size that the autoencoder and the denoiser cannot halve as often as they do.
-    """
-    pixels = factor(parts)
-    unit = pixels * 2 ** (len(parts.denoiser.config.block_out_channels) - 1)
-    if frames < 1:
-        raise BadInput(f"--frames {frames}: at least 1")
-    for name, size in (("height", height), ("width", width)):
-        if size < unit or size % unit:
-            raise BadInput(f"--{name} {size}: this base needs a multiple of {unit}")
-    return parts.denoiser.config.in_channels, frames, height // pixels, width // pixels
 
 
 def tiny_parts(seed: int, denoiser: Callable[[], nn.Module], *, scheduler: Any = None) -> Parts:

@@ -49,6 +49,11 @@ class Parts:
     image_encoder: nn.Module | None = None
     """CLIP vision model with projection, for appearance guidance."""
 
+    @property
+    def factor(self) -> int:
+        """Pixels to a latent, along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
 
 def fingerprint(model: nn.Module) -> tuple[float, ...]:
     """One weight from each of 16 tensors spread over a model: another model has others, whatever its name."""

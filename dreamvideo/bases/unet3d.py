@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from dreamvideo.adapters.ports import Givens, rematerialised
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
-from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import factor, latent_shape, load_parts, tiny_parts
+from dreamvideo.bases.parts import load_parts, tiny_parts
 
 __all__ = ["FAMILY", "TemporalConvLayer", "TransformerTemporalModel"]
 
@@ -84,7 +83,7 @@ class UNet3D(VideoBase):
     ) -> "UNet3D":
         denoiser = UNet3DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         parts = load_parts(folder, denoiser, dtype=dtype, device=device, image_encoder=image_encoder)
-        side = factor(parts) * (denoiser.config.sample_size or 32)
+        side = parts.factor * (denoiser.config.sample_size or 32)
         # DreamVideo samples 32 frames of 256 x 256 at 8 fps (paper, section 4.1).
         defaults = Defaults(frames=32, height=side, width=side, fps=8)
         return cls(origin, parts=parts, defaults=defaults)
@@ -113,18 +112,6 @@ class UNet3D(VideoBase):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
-
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        return self.parts.text_encoder(ids).last_hidden_state
-
-    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_frames(self.parts.vae, pixels)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_frames(self.parts.vae, latents)
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        return latent_shape(self.parts, frames, height, width)
 
     def pipeline(self) -> Any:
         # Pipelines bring along much that nothing else here needs.

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamvideo.bases.base import Defaults, Origin, Parts, VideoBase
-from dreamvideo.bases.images import decode_frames, encode_frames
-from dreamvideo.bases.parts import factor, latent_shape, load_image_encoder, load_parts, tiny_parts
+from dreamvideo.bases.parts import load_image_encoder, load_parts, tiny_parts
 from dreamvideo.bases.unet3d import TemporalConvLayer, TransformerTemporalModel
 from dreamvideo.errors import BadFile
 from dreamvideo.official.checkpoint import naming, read_data, tensors_of
@@ -115,7 +114,7 @@ class VideoCrafter(VideoBase):
             )
         else:
             parts = _read(Path(folder), Path(addition) / _CHECKPOINT, dtype, device, image_encoder)
-        side = factor(parts) * parts.denoiser.config.sample_size
+        side = parts.factor * parts.denoiser.config.sample_size
         # Published for 320 x 512 pixels; the denoiser's config has room for one of the two.
         width = 512 if side == 320 else side
         return cls(origin, parts=parts, defaults=Defaults(frames=16, height=side, width=width, fps=10, guidance=12.0))
@@ -143,18 +142,6 @@ class VideoCrafter(VideoBase):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return self.parts.denoiser(_scaled(x_t, t), t, text, return_dict=False)[0]
-
-    def encode_ids(self, ids: Tensor) -> Tensor:
-        return self.parts.text_encoder(ids).last_hidden_state
-
-    def encode_video(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_frames(self.parts.vae, pixels)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_frames(self.parts.vae, latents)
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        return latent_shape(self.parts, frames, height, width)
 
     def pipeline(self) -> Any:
         # Pipelines bring along much that nothing else here needs.
