@@ -134,8 +134,14 @@ class Motions:
 
     def nearest(self, centre: Tensor, scale: Tensor, angle: Tensor) -> list[str]:
         """The motions of tracks (B, F, 2), (B, F), (B, F)."""
-        distances = torch.cdist(_path(centre, scale, angle), self._paths.to(centre.device))
-        return [self.names[row] for row in distances.argmin(dim=-1)]
+        return [self.names[row] for row in self._distances(centre, scale, angle).argmin(dim=-1)]
+
+    def distance(self, centre: Tensor, scale: Tensor, angle: Tensor) -> Tensor:
+        """How far tracks are from the nearest path: root mean square over frames, in sides of the frame. (B,)"""
+        return self._distances(centre, scale, angle).amin(dim=-1) / centre.shape[1] ** 0.5
+
+    def _distances(self, centre: Tensor, scale: Tensor, angle: Tensor) -> Tensor:
+        return torch.cdist(_path(centre, scale, angle), self._paths.to(centre.device))
 
 
 def _path(centre: Tensor, scale: Tensor, angle: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
 """The denoisers: pictures first, then video, inflated from it or by motion modules (Ho et al. 2020; noise as in
-ModelScopeT2V; loss weights min(SNR, 5) / SNR, Hang et al. 2023; 10 % of the captions are dropped)."""
+ModelScopeT2V; 10 % of the captions are dropped).
+
+A step's error is weighted by 1 / sqrt(SNR) (Yu et al. 2023, "Debias the training of diffusion models"): what moves
+where is decided in much noise, which the error of the noise alone hardly counts. Little noise counts 5 / SNR (Hang et
+al. 2023, min-SNR).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +125,7 @@ class _Denoising(Stage):
         text = torch.where(dropped[:, None, None], self.empty, text)
         error = self.predict(model, self.process.noisy(x0, noise, t), t, text) - noise
         signal, sigma = self.process.signal_and_noise(t, t.float())
-        weight = (_MIN_SNR * (sigma / signal).square()).clamp(max=1)
+        weight = torch.minimum(sigma / signal, _MIN_SNR * (sigma / signal).square())
         return (weight * error.square().flatten(1).mean(dim=1)).mean()
 
     @torch.no_grad()
@@ -177,7 +182,7 @@ class Images(_Denoising):
 
 
 class Video(_Denoising):
-    """The video denoiser: all of it learns, three steps of four from clips, one from pictures."""
+    """The video denoiser: all of it learns, seven steps of eight from clips, one from pictures."""
 
     name = "video"
 
@@ -186,7 +191,7 @@ class Video(_Denoising):
         return make_video_denoiser(self.setup.preset, image)
 
     def still(self, step: int) -> bool:
-        return step % 4 == 3
+        return step % 8 == 7
 
 
 class MotionModule(_Denoising):
