@@ -61,7 +61,7 @@ class SubjectTuning(Method):
         return subject_prompt(concept, example, self.template, phrase=self.phrase)
 
     def class_images(self, concept: Concept) -> ClassImages | None:
-        return class_images(concept, self.class_prompt, self.class_count)
+        return class_images(concept, self.class_prompt, self.class_count, bypass_time=self.bypass_time)
 
     def terms(
         self, base: VideoBase, sets: Mapping[str, AdapterSet], batch: Batch, draw: Draw
