@@ -215,10 +215,10 @@ def write_motion_lora(path: str | Path, concept: ConceptFile) -> None:
     """
     tensors: dict[str, Tensor] = {}
     for adapters in concept.sets.values():
-        state = adapters.state_dict()
+        kind, state = adapters.kind, adapters.state_dict()
         for site in adapters.sites:
-            match = _MOTION_LAYER.fullmatch(site.path) if isinstance(adapters.kind, LoRA) else None
-            if match is None:
+            match = _MOTION_LAYER.fullmatch(site.path)
+            if match is None or not isinstance(kind, LoRA):
                 raise Unsupported(
                     f"{site.key}: MotionLoRA, AnimateDiff's form, holds attentions of motion modules alone"
                 )
@@ -227,9 +227,8 @@ def write_motion_lora(path: str | Path, concept: ConceptFile) -> None:
             if f"{place}.down.weight" in tensors:
                 raise Unsupported(f"layer {site.path} has two low-rank deltas; a MotionLoRA holds one of each layer")
             down, up = (state[f"{site.key}.{part}"].cpu().contiguous() for part in ("down", "up"))
-            alpha = adapters.kind.alpha
             tensors[f"{place}.down.weight"] = down
-            tensors[f"{place}.up.weight"] = up if alpha is None else up * (alpha / adapters.kind.rank)
+            tensors[f"{place}.up.weight"] = up if kind.alpha is None else up * (kind.alpha / kind.rank)
     write_data(path, {"state_dict": tensors})
 
 
