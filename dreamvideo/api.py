@@ -22,7 +22,7 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.config import build, plain
-from dreamvideo.data import to_pixels
+from dreamvideo.data import ClassImages, to_pixels
 from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.files import write_json
 from dreamvideo.recipe import resolve
@@ -107,11 +107,11 @@ def learn(
         made = _sampled(base, prompt, composition, SampleConfig(), 0)
         media.write_video(path, made, fps=base.defaults.fps)
 
-    def class_image(prompt: str, number: int) -> torch.Tensor:
+    def class_image(images: ClassImages, number: int) -> torch.Tensor:
         if number == 0:
-            _log.warning("before learning begins, the plain base makes class images of %r", prompt)
+            _log.warning("before learning begins, the plain base makes class images of %r", images.prompt)
         size = SampleConfig(frames=1, height=resolved.data.height, width=resolved.data.width)
-        return sample.generate(base, prompt, Composition(), size, seed=number)
+        return sample.generate(base, images.prompt, Composition(bypass_time=images.bypass_time), size, seed=number)
 
     folder = Path("runs", concept.name) if out is None else Path(out)
     return train.fit(

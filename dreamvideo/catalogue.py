@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamvideo.bundled import bundled, card
 
-__all__ = ["BaseEntry", "MethodEntry", "bases", "methods"]
+__all__ = ["BaseEntry", "MethodEntry", "bases", "half", "methods"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -51,6 +51,13 @@ def methods() -> tuple[MethodEntry, ...]:
         for kind in _listed(_PACKAGE / "methods", "METHODS")
     )
     return tuple(sorted(found, key=lambda entry: entry.name))
+
+
+def half(method: str, role: str) -> str:
+    """The name of a paper's method for `subject` or `motion`, where it has one for each: `lora` is `lora-subject` or
+    `lora-motion`. Any other name stays as it is."""
+    name = f"{method}-{role}"
+    return name if name in {entry.name for entry in methods()} else method
 
 
 def bases() -> tuple[BaseEntry, ...]:

@@ -89,6 +89,7 @@ def subject(
     json: Json = False,
 ) -> None:
     """Learn a subject from pictures."""
+    method = catalogue.half(method, "subject")
     options = {"method": method, "name": name, "word": word, "out": out, "recipe": recipe, "restart": restart}
     _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
 
@@ -111,6 +112,7 @@ def motion(
     json: Json = False,
 ) -> None:
     """Learn a motion from one or a few clips."""
+    method = catalogue.half(method, "motion")
     options = {"method": method, "name": name, "caption": caption, "out": out, "recipe": recipe, "restart": restart}
     _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
 
@@ -232,11 +234,8 @@ def _weighted(text: str) -> tuple[str, str | None]:
 def bases(json: Json = False) -> None:
     """The bases that can be named, and what they need."""
     entries = catalogue.bases()
-    _say(
-        [asdict(e) for e in entries],
-        _table([(e.name, e.family, e.licence or "", e.summary) for e in entries]),
-        as_json=json,
-    )
+    lines = [(e.name, e.family, e.licence or "", e.summary) for e in entries]
+    _say([asdict(e) for e in entries], _table(lines), as_json=json)
 
 
 @app.command()

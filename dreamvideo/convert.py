@@ -44,7 +44,8 @@ def convert(sources: Sequence[Path], target: Path, *, to: Form, facts: Facts) ->
 
     dreamvideo: official adapters, an official or diffusers word, or both of one subject -> one concept file. LoRA of
                 diffusers, kohya's tools or PEFT (the file, or its folder) -> likewise.
-    official:   a concept file -> a folder with its adapters and its word; a folder with `unet` -> a UNet checkpoint.
+    official:   a concept file -> a folder with its adapters and its word, or, of low-rank sets, with AnimateDiff's
+                MotionLoRA; a folder with `unet` -> a UNet checkpoint.
     diffusers:  an official UNet -> `unet` in the folder `target`; a concept file -> its word, for
                 `load_textual_inversion`; its low-rank sets -> `pytorch_lora_weights.safetensors` in the folder
                 `target`, for `load_lora_weights`, and its word, if it has one, beside it.
@@ -110,6 +111,9 @@ def _to_official(source: Path, target: Path, facts: Facts) -> list[Path]:
         return [target]
     concept = load(source)
     steps, name = concept.meta.steps, concept.meta.name
+    if any(isinstance(adapters.kind, LoRA) for adapters in concept.sets.values()):
+        official.write_motion_lora(target / f"{name}.ckpt", concept)
+        return [target / f"{name}.ckpt"]
     word = any(isinstance(adapters.kind, Word) for adapters in concept.sets.values())
     adapters = [label for label, each in concept.sets.items() if not isinstance(each.kind, Word)]
     written = []

@@ -27,9 +27,6 @@ from dreamvideo.views import View
 
 __all__ = ["Batch", "ClassImages", "Data", "DataConfig", "Sampler", "order", "to_pixels"]
 
-Sampler = Callable[[str, int], Tensor]
-"""Prompt and number -> latents (1, C, 1, h, w) of a picture that the frozen base makes; the number is its seed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -75,6 +72,12 @@ class ClassImages:
 
     prompt: str
     count: int
+    bypass_time: bool = False
+    """Made without the layers that mix frames."""
+
+
+Sampler = Callable[[ClassImages, int], Tensor]
+"""Class images and a number -> latents (1, C, 1, h, w) of one that the frozen base makes; the number is its seed."""
 
 
 def to_pixels(frames: np.ndarray) -> Tensor:
@@ -172,7 +175,7 @@ class Data:
         parts = [example.digest, str(size), str(needed), base.precision, *(str(fingerprint(model)) for model in models)]
         parts += [] if view == View() else [str(view)]
         tensors = _cached(cache, parts, lambda: self._encode(example, size, needed, "appearance" in wants, view))
-        mask = self._mask(example, tuple(latent)) if "mask" in wants and image else None
+        mask = self._mask(example, tuple(latent), view) if "mask" in wants and image else None
         if (seen := view.seen(*latent, pixels=size[0] // latent[0])) is not None:
             mask = seen if mask is None else mask * seen
         words = view.prefix + prompt(concept, example)
@@ -194,14 +197,15 @@ class Data:
             tensors["appearance"] = self.base.embed_images(pixels)[0]
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
-    def _mask(self, example: Example, latent: tuple[int, int]) -> Tensor | None:
+    def _mask(self, example: Example, latent: tuple[int, int], view: View) -> Tensor | None:
         if example.mask is not None:
             mask = media.read_mask(example.mask)
         elif example.alpha:
             mask = media.read_image(example.path).alpha >= 128
         else:
             return None
-        return torch.from_numpy(media.crop_mask(mask, latent)).float()[None, None]
+        shown = view.show(torch.from_numpy(media.crop_mask(mask, latent)).float()[None, None, None])
+        return (shown[:, :, 0] >= 0.5).float()
 
     def _sampled(
         self, images: ClassImages, sampler: Sampler | None, config: DataConfig, cache: Path | None
@@ -213,9 +217,10 @@ class Data:
             )
         base, size = self.base, (config.height, config.width)
         about = ["class image", images.prompt, str(size), str(base.defaults), base.precision, str(base.fingerprint)]
+        about += ["bypass"] if images.bypass_time else []
 
         def make(number: int) -> dict[str, Tensor]:
-            return {"latents": sampler(images.prompt, number)[0].cpu().contiguous()}
+            return {"latents": sampler(images, number)[0].cpu().contiguous()}
 
         return [_cached(cache, [*about, str(n)], lambda n=n: make(n))["latents"] for n in range(images.count)]
 

@@ -90,6 +90,8 @@ class Composition:
     inversion: Inversion | None = None
     reach: Reach | None = None
     """At which frames spatial self-attention looks; None: as the concepts were learned."""
+    bypass_time: bool = False
+    """Skip the layers that mix frames where there is one frame."""
 
 
 def generate(
@@ -129,7 +131,7 @@ def generate(
             inverted = invert(base, composition.inversion.latents.to(x), steps=config.steps)
             x = s**0.5 * inverted + (1 - s) ** 0.5 * x
         branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
-        stack.enter_context(_guided(base, composition.appearance, len(branches)))
+        stack.enter_context(_guided(base, composition, len(branches)))
         return _denoise(base, x, branches, config, composition.concepts, on_step)
 
 
@@ -169,15 +171,16 @@ def _reach(concepts: Sequence[tuple[ConceptFile, Weight]]) -> Reach:
     return wanted.pop() if wanted else "frame"
 
 
-def _guided(base: VideoBase, appearance: Appearance | None, branches: int):
+def _guided(base: VideoBase, composition: Composition, branches: int):
+    appearance, bypass_time = composition.appearance, composition.bypass_time
     if appearance is None:
-        return base.given()
+        return base.given(bypass_time=bypass_time)
     vector = appearance.vector.to(base.device)
     conditional, unconditional = appearance.strength
     if branches == 1:
-        return base.given(appearance=vector, strength=conditional)
-    strength = torch.tensor([unconditional, conditional])
-    return base.given(appearance=torch.cat([torch.zeros_like(vector), vector]), strength=strength)
+        return base.given(appearance=vector, strength=conditional, bypass_time=bypass_time)
+    vectors, strength = torch.cat([torch.zeros_like(vector), vector]), torch.tensor([unconditional, conditional])
+    return base.given(appearance=vectors, strength=strength, bypass_time=bypass_time)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class View:
     """Before the prompt."""
 
     def show(self, pixels: Tensor) -> Tensor:
-        """(1, 3, 1, H, W) in [-1, 1] -> the same shape; empty canvas is 0, mid-grey."""
+        """(1, 3, 1, H, W) in [-1, 1] -> the same shape; empty canvas is 0, mid-grey. Masks (1, 1, 1, h, w) likewise."""
         picture = pixels.flip(-1) if self.flip else pixels
         height, width = pixels.shape[-2:]
         box = self._box(height, width)

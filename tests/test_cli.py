@@ -12,6 +12,7 @@ from diffusers import UNet3DConditionModel
 
 from dreamvideo import bases, cli, official
 from dreamvideo.adapters import file
+from dreamvideo.errors import Unsupported
 
 
 @pytest.fixture
@@ -90,6 +91,20 @@ def test_settings_reach_the_recipe_and_wrong_ones_are_refused(run, dog: Path):
     code, _, err = run(*common, "--set", "train.seed=5", "--restart")
     assert code == 0, err
     assert Path("runs/dog/dog.safetensors").read_bytes() != before
+
+
+def test_a_paper_names_its_method_for_either(run, dog: Path, turn: Path):
+    for words, method in (
+        (["subject", dog, "--word", "dog", "--method", "lora"], "lora-subject"),
+        (["motion", turn, "--caption", "a car", "--method", "dreamvideo"], "dreamvideo-motion"),
+    ):
+        code, out, err = run(*words, "--steps", 1, "--json")
+        assert (code, json.loads(out)["method"]) == (0, method), err
+    code, _, err = run("motion", turn, "--caption", "a car", "--method", "animatediff", "--out", "other")
+    assert code == Unsupported.exit_code
+    assert err.strip().endswith("base emojiworld has no time parameters named *.motion_modules.*")
+    code, _, err = run("motion", turn, "--caption", "a car", "--method", "dreamix-motion")
+    assert (code, "there is no method 'dreamix-motion'" in err) == (2, True)
 
 
 def test_bad_input_is_one_line_and_code_2(run, dog: Path, turn: Path, tmp_path: Path):

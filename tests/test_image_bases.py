@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, MotionAdapter, UNet2DCon
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
-from dreamvideo import bases, methods
+from dreamvideo import api, bases, methods
 from dreamvideo.adapters import file
 from dreamvideo.adapters.graft import AdapterSet, Site
 from dreamvideo.adapters.temporal_attention import TemporalAttention
@@ -154,6 +154,15 @@ def test_the_position_table_bounds_the_frames(image_model: Path, tmp_path: Path)
     assert say(base, frames=6).isfinite().all()
 
 
+def test_clips_of_more_frames_than_positions_are_refused(image_model: Path, turn: Path, tmp_path: Path):
+    """The comparison's 32 frames, on modules of the first version."""
+    base = bases.load(f"{image_model}+{motion_adapter(tmp_path / 'v1', motion_max_seq_length=24)}")
+    about = {"method": "animatediff-motion", "caption": "a car", "out": tmp_path / "run"}
+    with pytest.raises(Unsupported, match=r"32: base sd\+v1 has 24 frame positions") as caught:
+        api.learn(base, turn, settings=[{"data": {"frames": 32}}], **about)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -192,14 +201,20 @@ def test_what_does_not_belong_together_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(("middle", "motion"), [(True, 453_209_280), (False, 417_137_600)], ids=["v2", "v1"])
-def test_at_full_size_its_parts_have_the_papers_parameters(middle: bool, motion: int):
+def test_at_full_size_its_parts_have_the_papers_parameters(
+    middle: bool, motion: int, subject_concept: Concept, motion_concept: Concept
+):
+    """Of the whole, 1,276,658,564 with version 1 of the modules, AnimateDiff's two halves learn one part each."""
     tiny = bases.load("tiny-animatediff")
     with torch.device("meta"):
         denoiser = UNetMotionModel(sample_size=64, cross_attention_dim=768, use_motion_mid_block=middle)
         base = type(tiny)(tiny.origin, parts=Parts(**vars(tiny.parts) | {"denoiser": denoiser}), defaults=tiny.defaults)
-    modules = [module for module in denoiser.modules() if isinstance(module, base.time_modules)]
-    assert sum(p.numel() for module in modules for p in module.parameters()) == motion
-    assert sum(p.numel() for p in denoiser.parameters()) - motion == 859_520_964
+        (subject,) = methods.find("animatediff-subject")().stages(base, subject_concept, seed=0)
+        (moved,) = methods.find("animatediff-motion")().stages(base, motion_concept, seed=0)
+    assert subject.learn["subject"].count() == 859_520_964
+    assert moved.learn["motion"].count() == motion
+    whole = {453_209_280: 1_312_730_244, 417_137_600: 1_276_658_564}[motion]
+    assert sum(p.numel() for p in denoiser.parameters()) == whole
 
 
 # -- Stable Diffusion, inflated ---------------------------------------------------------------------------------------

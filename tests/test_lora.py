@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet3DConditionModel, UNetMotionModel
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
+from diffusers import DiffusionPipeline, UNet3DConditionModel, UNetMotionModel
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from dreamvideo import bases
+from dreamvideo import bases, methods
 from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.delta import Delta
 from dreamvideo.adapters.file import ConceptFile, Meta, load, save
@@ -25,10 +32,11 @@ from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.words import learned_word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.bases.unet3d import UNet3D
+from dreamvideo.concept import Concept
 from dreamvideo.convert import Facts, convert
 from dreamvideo.diffusion import generator
 from dreamvideo.errors import BadFile, BadInput, Unsupported
-from dreamvideo.official import describe, read_lora, write_lora
+from dreamvideo.official import describe, read_lora, write_lora, write_motion_lora
 from dreamvideo.official.lora import layer_path
 
 MOTION = ("attn1.*", "attn2.*", "ff.*")
@@ -316,6 +324,22 @@ def test_custom_diffusions_parameter_count(full: UNet3D) -> None:
     assert size(KeyValue(), full.linears("space", ("attn2.to_k", "attn2.to_v"))) == 25_559_040
 
 
+@pytest.mark.parametrize(
+    ("vectors", "expected"),
+    [(1, 1_024), (4, 4_096)],  # textual inversion, and Customize-A-Video's four words
+)
+def test_words_parameter_counts(full: UNet3D, vectors: int, expected: int, subject_concept: Concept) -> None:
+    """On a text encoder of ModelScopeT2V's width."""
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=514, hidden_size=1024, intermediate_size=8, num_attention_heads=8, num_hidden_layers=1
+        )
+    )
+    base = UNet3D(full.origin, parts=replace(full.parts, text_encoder=text), defaults=full.defaults)
+    (stage,) = methods.find("textual-inversion")(vectors=vectors).stages(base, subject_concept, seed=0)
+    assert sum(adapters.count() for adapters in stage.learn.values()) == expected
+
+
 # -- other tools' files -----------------------------------------------------------------------------------------------
 
 
@@ -347,17 +371,67 @@ def test_peft_says_the_same_with_our_file(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(output(other), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_stock_pipeline_says_the_same_with_our_file(tmp_path: Path) -> None:
-    base = bases.available()["animatediff"].tiny(0)
+STOCK = {"animatediff": "AnimateDiffPipeline", "inflated": "StableDiffusionPipeline"}
+
+
+@pytest.fixture(params=STOCK)
+def stock(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[VideoBase, DiffusionPipeline]:
+    """A base, and the same weights read by diffusers alone."""
+    base = bases.available()[request.param].tiny(0)
+    base.save(tmp_path / "base")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "base")
+    assert type(pipe).__name__ == STOCK[request.param]
+    assert not [m for m in pipe.unet.modules() if type(m).__module__.startswith("dreamvideo")]
+    return base, pipe
+
+
+def sampled(pipe: DiffusionPipeline, base: VideoBase) -> Tensor:
+    """Two denoising steps of a pipeline around the base's parts, or around parts like them."""
+    frames = {"num_frames": 3} if base.family == "animatediff" else {}
+    start = randn(1, 4, *frames.values(), 4, 4, name="start")
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        return pipe(
+            prompt_embeds=base.encode_text(["a dog"]), guidance_scale=1.0, height=16, width=16, num_inference_steps=2,
+            output_type="latent", latents=start, return_dict=False, **frames,
+        )[0]  # fmt: skip
+
+
+def test_a_stock_pipeline_says_the_same_with_our_file(
+    stock: tuple[VideoBase, DiffusionPipeline], tmp_path: Path
+) -> None:
+    base, pipe = stock
     concept = concept_of(base, {"subject": with_conv(base)})
-    expected = attached_output(base, concept)
-    write_lora(tmp_path, concept)
-    other = bases.available()["animatediff"].tiny(0)
-    pipe = other.pipeline()
-    pipe.load_lora_weights(str(tmp_path))
-    torch.testing.assert_close(output(other), expected, atol=1e-5, rtol=1e-5)
+    plain = sampled(base.pipeline(), base)
+    torch.testing.assert_close(sampled(pipe, base), plain, atol=1e-5, rtol=1e-5)
+    with base.attached(*concept.sets.values()):
+        expected = sampled(base.pipeline(), base)
+    assert not torch.allclose(expected, plain, atol=1e-1)
+    write_lora(tmp_path / "lora", concept)
+    pipe.load_lora_weights(str(tmp_path / "lora"))
+    torch.testing.assert_close(sampled(pipe, base), expected, atol=1e-5, rtol=1e-5)
     pipe.unload_lora_weights()
-    torch.testing.assert_close(output(other), output(base))
+    torch.testing.assert_close(sampled(pipe, base), plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [4, 6])
+def test_a_file_of_diffusers_says_the_same_here(
+    alpha: int, stock: tuple[VideoBase, DiffusionPipeline], tmp_path: Path
+) -> None:
+    base, pipe = stock
+    config = LoraConfig(r=4, lora_alpha=alpha, target_modules=["to_q", "to_out.0", "ff.net.2", "conv_out"])
+    pipe.unet.add_adapter(config)
+    with torch.no_grad():
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1 * randn(*parameter.shape, name=name)
+    expected = sampled(pipe, base)
+    pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(pipe.unet), unet_lora_adapter_metadata=config.to_dict())
+    concept = read_lora(
+        tmp_path / "pytorch_lora_weights.safetensors", name="dog", created_by="test", family=base.family
+    )
+    with base.attached(*concept.sets.values()):
+        torch.testing.assert_close(sampled(base.pipeline(), base), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.xfail(strict=True, raises=AttributeError, reason="diffusers 0.42: UNet3DConditionModel has no PEFT loader")
@@ -394,8 +468,8 @@ def test_a_file_of_peft_says_the_same_here(rslora: bool, tmp_path: Path, unet3d:
         read_lora(tmp_path / "peft" / "adapter_model.safetensors", name="dog", created_by="test")
 
 
-def renamed(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
-    """diffusers' file in another layout."""
+def renamed(tensors: Mapping[str, Tensor], form: str, *, factor: float = 2.0) -> dict[str, Tensor]:
+    """diffusers' file in another layout; where that has no alpha, B is multiplied by `factor`."""
     result = {}
     for name, tensor in tensors.items():
         path, part = name.removeprefix("unet.").split(".lora_")
@@ -404,11 +478,11 @@ def renamed(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
             result[f"lora_unet_{path.replace('.', '_')}.lora_{'down' if down else 'up'}.weight"] = tensor
             result[f"lora_unet_{path.replace('.', '_')}.alpha"] = torch.tensor(6.0)
         elif form == "old":
-            result[f"unet.{path}.lora.{'down' if down else 'up'}.weight"] = tensor if down else 2 * tensor
+            result[f"unet.{path}.lora.{'down' if down else 'up'}.weight"] = tensor if down else factor * tensor
         else:
             owner, _, linear = path.replace("to_out.0", "to_out").rpartition(".")
             result[f"unet.{owner}.processor.{linear}_lora.{'down' if down else 'up'}.weight"] = (
-                tensor if down else 2 * tensor
+                tensor if down else factor * tensor
             )
     return result
 
@@ -431,11 +505,17 @@ def test_layouts_are_read_alike(base: VideoBase, form: str, tmp_path: Path) -> N
     torch.testing.assert_close(attached_output(base, again), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_motion_lora_is_read_in_both_layouts(tmp_path: Path) -> None:
-    """MotionLoRA as AnimateDiff publishes it, and as diffusers does."""
+@pytest.fixture
+def pan() -> tuple[VideoBase, ConceptFile]:
+    """A base with motion modules, and a low-rank motion of the layers that published ones have."""
     base = bases.available()["animatediff"].tiny(0)
     adapters = disturb(AdapterSet(LoRA(rank=2), base.linears("time", ("attn1.*", "attn2.*"))))
-    concept = concept_of(base, {"motion": adapters})
+    return base, concept_of(base, {"motion": adapters})
+
+
+def test_motion_lora_is_read_in_every_layout(pan: tuple[VideoBase, ConceptFile], tmp_path: Path) -> None:
+    """MotionLoRA as AnimateDiff publishes it, as diffusers published the same, and as it writes such now."""
+    base, concept = pan
     expected = attached_output(base, concept)
     tensors = load_file(write_lora(tmp_path, concept))
     theirs = {}
@@ -446,11 +526,61 @@ def test_motion_lora_is_read_in_both_layouts(tmp_path: Path) -> None:
         theirs[name.replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up")] = tensor
     torch.save({"state_dict": theirs}, tmp_path / "pan.ckpt")
     assert describe(tmp_path / "pan.ckpt")["format"] == "LoRA (AnimateDiff)"
-    for source, form in ((tmp_path / "pan.ckpt", "x"), (tmp_path / "pytorch_lora_weights.safetensors", "y")):
-        (written,) = convert([source], tmp_path / f"{form}.safetensors", to="dreamvideo", facts=Facts(caption="a pan"))
+    save_file(renamed(tensors, "processor", factor=1.0), tmp_path / "diffusion_pytorch_model.safetensors")
+    assert describe(tmp_path / "diffusion_pytorch_model.safetensors")["format"] == "LoRA (diffusers)"
+    for source in ("pan.ckpt", "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"):
+        target = tmp_path / f"of {source}.safetensors"
+        (written,) = convert([tmp_path / source], target, to="dreamvideo", facts=Facts(caption="a pan"))
         again = load(written)
         assert (again.meta.family, again.meta.role, again.meta.caption) == ("animatediff", "motion", "a pan")
         torch.testing.assert_close(attached_output(base, again), expected, atol=1e-5, rtol=1e-5)
+    other = bases.available()["animatediff"].tiny(0)
+    other.pipeline().load_lora_weights(str(tmp_path), weight_name="diffusion_pytorch_model.safetensors")
+    torch.testing.assert_close(output(other), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [None, 5.0])
+def test_motion_lora_is_written_as_animatediff_adds_it(
+    alpha: float | None, pan: tuple[VideoBase, ConceptFile], tmp_path: Path
+) -> None:
+    """Its loader takes a module's path from the tensor's name and adds B A to the weight."""
+    base, concept = pan
+    (sites,) = (adapters.sites for adapters in concept.sets.values())
+    adapters = disturb(AdapterSet(LoRA(rank=2, alpha=alpha), sites))
+    save(tmp_path / "pan.safetensors", concept_of(base, {"motion": adapters}))
+    (written,) = convert([tmp_path / "pan.safetensors"], tmp_path / "out", to="official", facts=Facts())
+    assert written.name == "dog.ckpt"
+    tensors = torch.load(written, weights_only=True)["state_dict"]
+    assert len(tensors) == 2 * len(sites)
+    with base.attached(adapters):
+        expected = output(base)
+    merged, own = type(base).tiny(0), {}
+    for name, parameter in merged.parts.denoiser.named_parameters():
+        name = name.replace(".transformer_blocks.0", ".temporal_transformer.transformer_blocks.0")
+        own[name.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")] = parameter
+    for name, down in tensors.items():
+        if ".down." in name:
+            place = name.replace(".processor", "").replace("_lora.down", "").replace("to_out", "to_out.0")
+            with torch.no_grad():
+                own[place] += tensors[name.replace(".down.", ".up.")] @ down
+    torch.testing.assert_close(output(merged), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [LoRA(rank=1), Delta()])
+def test_what_motion_lora_cannot_hold_is_refused(
+    kind: Kind, pan: tuple[VideoBase, ConceptFile], tmp_path: Path
+) -> None:
+    base, concept = pan
+    sites = (
+        base.linears("space", ("attn1.to_q",)) if isinstance(kind, LoRA) else base.weights("time", ("*to_q.weight",))
+    )
+    several = concept_of(base, {**concept.sets, "more": AdapterSet(kind, sites)})
+    with pytest.raises(Unsupported, match=r"to_q\.(out|weight): MotionLoRA, AnimateDiff's form, holds attentions"):
+        write_motion_lora(tmp_path / "x.ckpt", several)
+    twice = concept_of(base, {**concept.sets, "more": AdapterSet(LoRA(rank=1), concept.sets["motion"].sites)})
+    with pytest.raises(Unsupported, match="has two low-rank deltas"):
+        write_motion_lora(tmp_path / "x.ckpt", twice)
+    assert not list(tmp_path.iterdir())
 
 
 def test_flat_names_have_one_meaning() -> None:

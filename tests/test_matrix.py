@@ -33,6 +33,10 @@ DOES_NOT_APPLY = {
     ("inflated", "lora-motion"): "has no time layers",
     ("inflated", "motion-director"): "has no time layers",
     **{
+        (family, "animatediff-motion"): r"has no time parameters named \*\.motion_modules\.\*"
+        for family in bases.available().keys() - {"animatediff"}
+    },
+    **{
         (family, "tune-a-video"): "has no time layers with a port time"
         for family in bases.available().keys() - {"inflated"}
     },

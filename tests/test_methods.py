@@ -239,11 +239,13 @@ NEW = (
     "motion-director",
     "custom-diffusion",
     "tune-a-video",
+    "animatediff-subject",
+    "animatediff-motion",
 )
 
 
 # Method -> the tiny base that it is made for, where that is another than `tiny`.
-BASES = {"tune-a-video": "tiny-inflated"}
+BASES = {"tune-a-video": "tiny-inflated", "animatediff-motion": "tiny-animatediff"}
 
 
 @pytest.mark.parametrize("method", NEW)
@@ -411,7 +413,9 @@ def test_a_subject_that_is_not_named_is_noticed(
     assert "the prompt does not name <dog>" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion"])
+@pytest.mark.parametrize(
+    "method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion", "animatediff-subject"]
+)
 def test_a_class_word_is_needed(unet3d: VideoBase, dog: Path, method: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="subject dog needs its class word"):
         api.learn(unet3d, dog, method=method, out=tmp_path / "r", settings=settings())
@@ -458,6 +462,56 @@ def test_subject_and_motion_are_tuned_side_by_side(unet3d: VideoBase, dog: Path,
     assert (plain.frames != together.frames).any()
 
 
+# -- AnimateDiff ------------------------------------------------------------------------------------------------------
+
+
+def test_the_image_model_is_tuned_alone(dog: Path, tmp_path: Path) -> None:
+    """Whatever the motion modules are, the same is learned, pictures of the class included."""
+
+    def learned(out: str, *, motion: float, **values: Any) -> list[Tensor]:
+        base = dv.load_base("tiny-animatediff", device="cpu")
+        with torch.no_grad():
+            for name, parameter in base.parts.denoiser.named_parameters():
+                if ".motion_modules." in name:
+                    parameter *= motion
+        how = settings(class_count=1, lr=0.01, **values)
+        concept = api.learn(base, dog, method="animatediff-subject", word="dog", out=tmp_path / out, settings=how)
+        return list(concept.sets["subject"].state_dict().values())
+
+    still, moving = learned("a", motion=0.0), learned("b", motion=2.0)
+    assert all(tensor.any() for tensor in still)
+    assert all(torch.equal(one, other) for one, other in zip(still, moving, strict=True))
+    mixed = learned("c", motion=2.0, bypass_time=False)
+    assert not all(torch.equal(one, other) for one, other in zip(still, mixed, strict=True))
+
+
+def test_pictures_are_mirrored_in_every_second_draw(subject_concept: Concept) -> None:
+    kind = methods.find("animatediff-subject")
+    assert list(kind().views(seed=0)) == [View(), View(flip=True)]
+    assert list(kind(flip=False).views(seed=0)) == [View()]
+    assert kind().class_images(subject_concept) == ClassImages("photo of a dog", 8, bypass_time=True)
+    assert kind().prompt(subject_concept, subject_concept.examples[0]) == "photo of a sks dog"
+
+
+def test_image_model_and_motion_modules_stand_side_by_side(dog: Path, turn: Path, tmp_path: Path) -> None:
+    base = dv.load_base("tiny-animatediff", device="cpu")
+    subject = api.learn(
+        base, dog, method="animatediff-subject", word="dog", out=tmp_path / "s", settings=settings(class_count=1)
+    )
+    motion = api.learn(
+        base, turn, method="animatediff-motion", caption="a car", out=tmp_path / "m", settings=settings(lr=0.01)
+    )
+    names = [set(concept.sets[role].state_dict()) for concept, role in ((subject, "subject"), (motion, "motion"))]
+    assert all(".motion_modules." in name for name in names[1])
+    own = {f"{name}.delta" for name, _ in base.parts.denoiser.named_parameters()}
+    assert not names[0] & names[1] and names[0] | names[1] == own
+    together, alone = (
+        dv.generate(base, "a <dog> turning", concepts=concepts, config=SMALL)
+        for concepts in ([subject, motion], [subject])
+    )
+    assert (together.frames != alone.frames).any()
+
+
 # -- Custom Diffusion -------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +547,14 @@ def test_only_what_is_picture_counts() -> None:
     expected[1:3, 5:7] = 1  # latents 0-3 and 4-7 are picture, less one on each side
     assert seen is not None and torch.equal(seen[0, 0], expected)
     assert View().seen(8, 8, pixels=4) is None and View(1.3).seen(8, 8, pixels=4) is None
+
+
+def test_a_mask_is_shown_as_its_picture_is(unet3d: VideoBase, subject_concept: Concept) -> None:
+    views, size = (View(), View(flip=True), View(0.5, (0.0, 0.0))), DataConfig(height=32, width=32)
+    data = Data(unet3d, subject_concept, size, prompt=lambda *_: "x", wants={"mask"}, views=views)
+    plain, mirrored, small = (item.mask for item in data.items[-1])
+    assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
+    assert 0 < small.sum() <= plain.sum() / 3 and not small[..., 4:, :].any() and not small[..., 4:].any()
 
 
 def test_a_loss_by_area_does_not_shrink_with_the_mask(unet3d: VideoBase) -> None:

@@ -80,6 +80,7 @@ def test_narrow_parameter_counts(full: UNet3D) -> None:
     identity = size(full, Bottleneck(hidden=32), "space", ("attn2",))
     motion = size(full, Bottleneck(hidden=32), "time", ALL)
     assert (identity, motion, identity + motion) == (811_712, 2_535_072, 3_346_784)
+    assert size(full, Bottleneck(hidden=32, condition=1024), "time", ALL) == 42_485_472
 
 
 def test_names_at_full_size_are_a_bijection(full: UNet3D) -> None:

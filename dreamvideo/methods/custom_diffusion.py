@@ -75,7 +75,7 @@ class CustomDiffusion(Method):
         return subject_prompt(concept, example, self.template, phrase=self.phrase)
 
     def class_images(self, concept: Concept) -> ClassImages | None:
-        return class_images(concept, self.class_prompt, self.class_count)
+        return class_images(concept, self.class_prompt, self.class_count, bypass_time=self.bypass_time)
 
     def views(self, *, seed: int) -> Sequence[View]:
         return random_views(self.shown, generator(seed, "views"), flip=self.flip) if self.shown else (View(),)

@@ -121,13 +121,16 @@ def with_prior(
         yield "prior", weight * denoising(base, batch.prior, draw, offset=offset)
 
 
-def class_images(concept: Concept, template: str, count: int) -> ClassImages | None:
-    """`count` pictures of the class, prompted by `template` with `{class}`; none where the count is 0.
+def class_images(concept: Concept, template: str, count: int, *, bypass_time: bool) -> ClassImages | None:
+    """`count` pictures of the class, prompted by `template` with `{class}`, made with the layers that mix frames or
+    without them; none where the count is 0.
 
     Raises:
         BadInput: the concept has no class word.
     """
-    return ClassImages(filled(template, {"class": class_word(concept)}), count) if count else None
+    if not count:
+        return None
+    return ClassImages(filled(template, {"class": class_word(concept)}), count, bypass_time)
 
 
 def initial_word(base: VideoBase, concept: Concept, *, vectors: int, start: str | None = None) -> AdapterSet:

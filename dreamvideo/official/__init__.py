@@ -4,7 +4,7 @@ them is ever executed."""
 from dreamvideo.official.adapters import read_adapters, write_adapters
 from dreamvideo.official.checkpoint import read_tensors
 from dreamvideo.official.contents import describe
-from dreamvideo.official.lora import read_lora, write_lora
+from dreamvideo.official.lora import read_lora, write_lora, write_motion_lora
 from dreamvideo.official.names import MODELSCOPE, Layout, to_diffusers, to_official
 from dreamvideo.official.unet import read_unet, unet_config, write_unet
 from dreamvideo.official.words import join, read_word, write_textual_inversion, write_word
@@ -24,6 +24,7 @@ __all__ = [
     "unet_config",
     "write_adapters",
     "write_lora",
+    "write_motion_lora",
     "write_textual_inversion",
     "write_unet",
     "write_word",

@@ -31,9 +31,9 @@ from dreamvideo.adapters.lora import LoRA
 from dreamvideo.errors import BadFile, Unsupported
 from dreamvideo.files import whole
 from dreamvideo.official.adapters import BASE, FAMILY
-from dreamvideo.official.checkpoint import naming, read_tensors
+from dreamvideo.official.checkpoint import naming, read_tensors, write_data
 
-__all__ = ["LAYOUTS", "layer_path", "lora_layers", "lora_layout", "read_lora", "write_lora"]
+__all__ = ["LAYOUTS", "layer_path", "lora_layers", "lora_layout", "read_lora", "write_lora", "write_motion_lora"]
 
 LAYOUTS = {"base_model.model.": "PEFT", "lora_unet_": "kohya", "unet.": "diffusers"}
 """How the names of a layout begin."""
@@ -47,6 +47,9 @@ MODULE = ".temporal_transformer"
 
 _DOWN, _UP = "lora_A|lora_down|lora\\.down|lora_linear_layer\\.down", "lora_B|lora_up|lora\\.up|lora_linear_layer\\.up"
 _TENSOR = re.compile(rf"(?P<path>.+?)\.(?:(?P<down>{_DOWN})|(?P<up>{_UP}))(?:\.default)?\.weight|(?P<scaled>.+)\.alpha")
+_MOTION_LAYER = re.compile(
+    rf"(.+\.{MOTION}\.\d+)\.(transformer_blocks\.\d+)\.attn([12])\.(to_q|to_k|to_v|to_out(?=\.0))(?:\.0)?"
+)
 _PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.")
 # Module names of diffusers' UNets that have an underscore themselves.
 _NAMES = (
@@ -202,6 +205,31 @@ def write_lora(folder: str | Path, concept: ConceptFile) -> Path:
     with whole(path) as draft:
         save_file(tensors, draft, metadata={"format": "pt", METADATA: json.dumps(plain, indent=2, sort_keys=True)})
     return path
+
+
+def write_motion_lora(path: str | Path, concept: ConceptFile) -> None:
+    """Write a concept's low-rank sets as AnimateDiff's own MotionLoRA, which has no alpha: the factor goes into B.
+
+    Raises:
+        Unsupported: something else was learned than low-rank deltas of the attentions of motion modules, one of each.
+    """
+    tensors: dict[str, Tensor] = {}
+    for adapters in concept.sets.values():
+        kind, state = adapters.kind, adapters.state_dict()
+        for site in adapters.sites:
+            match = _MOTION_LAYER.fullmatch(site.path)
+            if match is None or not isinstance(kind, LoRA):
+                raise Unsupported(
+                    f"{site.key}: MotionLoRA, AnimateDiff's form, holds attentions of motion modules alone"
+                )
+            module, block, attention, layer = match.groups()
+            place = f"{module}{MODULE}.{block}.attention_blocks.{int(attention) - 1}.processor.{layer}_lora"
+            if f"{place}.down.weight" in tensors:
+                raise Unsupported(f"layer {site.path} has two low-rank deltas; a MotionLoRA holds one of each layer")
+            down, up = (state[f"{site.key}.{part}"].cpu().contiguous() for part in ("down", "up"))
+            tensors[f"{place}.down.weight"] = down
+            tensors[f"{place}.up.weight"] = up if kind.alpha is None else up * (kind.alpha / kind.rank)
+    write_data(path, {"state_dict": tensors})
 
 
 def _modern(name: str) -> str:
