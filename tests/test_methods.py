@@ -411,7 +411,9 @@ def test_a_subject_that_is_not_named_is_noticed(
     assert "the prompt does not name <dog>" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion"])
+@pytest.mark.parametrize(
+    "method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion"]
+)
 def test_a_class_word_is_needed(unet3d: VideoBase, dog: Path, method: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="subject dog needs its class word"):
         api.learn(unet3d, dog, method=method, out=tmp_path / "r", settings=settings())
@@ -469,9 +471,9 @@ def test_views_are_drawn_as_the_released_code_draws_them() -> None:
     # Of the rest, scales in [1/3, 0.6) out of [1/3, 1] are shown smaller.
     assert 0.36 < len(far) / (3000 - len(near)) < 0.44
     assert all(1.2 <= view.scale <= 1.4 for view in near) and all(1 / 3 <= view.scale < 0.6 for view in far)
-    assert {view.prefix for view in near} == {"zoomed in ", "close up "}
-    assert {view.prefix for view in far} == {"a far away ", "very small "}
-    assert {view.prefix for view in views if view.scale == 1} == {""}
+    assert {view.said("dog") for view in near} == {"zoomed in dog", "close up dog"}
+    assert {view.said("dog") for view in far} == {"a far away dog", "very small dog"}
+    assert {view.said("dog") for view in views if view.scale == 1} == {"dog"}
     assert 0.45 < sum(view.flip for view in views) / 3000 < 0.55
 
 
