@@ -239,6 +239,7 @@ NEW = (
     "motion-director",
     "custom-diffusion",
     "tune-a-video",
+    "custom-crafter",
 )
 
 
@@ -412,7 +413,7 @@ def test_a_subject_that_is_not_named_is_noticed(
 
 
 @pytest.mark.parametrize(
-    "method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion"]
+    "method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion", "custom-crafter"]
 )
 def test_a_class_word_is_needed(unet3d: VideoBase, dog: Path, method: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="subject dog needs its class word"):
