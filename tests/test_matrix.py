@@ -28,6 +28,7 @@ WITHOUT_TIME = ("inflated",)
 # (family, method) -> why the one does not apply to the other, as its user is told. Said here, so that a method that
 # refuses a base by mistake is not passed over.
 DOES_NOT_APPLY = {
+    ("inflated", "customize-a-video"): "has no time layers",
     ("inflated", "dreamvideo-motion"): "has no time layers with a port attn1 or attn2 or ff",
     ("inflated", "finetune-motion"): "has no time parameters",
     ("inflated", "lora-motion"): "has no time layers",

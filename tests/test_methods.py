@@ -240,6 +240,7 @@ NEW = (
     "custom-diffusion",
     "tune-a-video",
     "custom-crafter",
+    "customize-a-video",
 )
 
 
