@@ -63,7 +63,7 @@ class Batch:
     numbers: tuple[int, ...] = ()
     """Of the examples."""
     prior: "Batch | None" = None
-    """As many class images."""
+    """As many class images, repeated to as many frames."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,15 @@ class Data:
         cache: Path | None = None,
     ) -> None:
         """Encode every view of every example once, or read what `cache` holds of it from an earlier run; likewise the
-        class images, which `sampler` makes.
+        class images, which `sampler` makes. `views` are those of all batches to come.
 
         Raises:
             BadInput: class images are asked for, and there is nothing to make them with.
         """
         self.base = base
+        self._encoded: dict[str, dict[str, Tensor]] = {}
         self.items = [
-            [self._item(concept, example, config, prompt, wants, view, cache) for view in views]
+            {view: self._item(concept, example, config, prompt, wants, view, cache) for view in views}
             for example in concept.examples
         ]
         self.class_images = class_images
@@ -160,25 +161,30 @@ class Data:
         base, defaults = self.base, self.base.defaults
         size = (config.height or defaults.height, config.width or defaults.width)
         image = example.kind == "image"
-        frames = 1 if image else config.frames or defaults.frames
+        frames = view.frames or (1 if image else config.frames or defaults.frames)
         _, _, *latent = base.latent_shape(frames, *size)
         plan = media.plan_frames(
             min(example.frames, media.FRAME_LIMIT),
             example.fps or 1.0,
             frames=frames,
             rate=config.fps or defaults.fps,
-            short="loop" if image else config.short,
+            short="loop" if image or view.frames else config.short,
         )
         needed = sorted({i for start in plan.starts for i in plan.indices(start) if i is not None})
         rows: dict[int | None, int] = {source: row for row, source in enumerate(needed)} | {None: len(needed)}
         models = [base.parts.vae, *([base.parts.image_encoder] if "appearance" in wants else [])]
         parts = [example.digest, str(size), str(needed), base.precision, *(str(fingerprint(model)) for model in models)]
-        parts += [] if view == View() else [str(view)]
-        tensors = _cached(cache, parts, lambda: self._encode(example, size, needed, "appearance" in wants, view))
+        parts += [] if view.look == View() else [str(view.look)]
+        # Views that differ in words alone share what is encoded.
+        if (known := str(parts)) not in self._encoded:
+            self._encoded[known] = _cached(
+                cache, parts, lambda: self._encode(example, size, needed, "appearance" in wants, view)
+            )
+        tensors = self._encoded[known]
         mask = self._mask(example, tuple(latent), view) if "mask" in wants and image else None
         if (seen := view.seen(*latent, pixels=size[0] // latent[0])) is not None:
             mask = seen if mask is None else mask * seen
-        words = view.prefix + prompt(concept, example)
+        words = view.said(prompt(concept, example))
         return _Item(words, plan, rows, tensors["mean"], tensors["std"], mask, tensors.get("appearance"))
 
     def _encode(
@@ -189,8 +195,8 @@ class Data:
             frames = media.crop_wide(media.read_image(example.path).pixels, size)[None]
         else:
             frames = media.read_clip(example.path, size=size).frames
-        shown = to_pixels(frames[list(needed)])
-        pixels = torch.cat([shown if view == View() else view.show(shown), torch.zeros(1, 3, 1, *size)], dim=2)
+        shown = view.show(to_pixels(frames[list(needed)]))
+        pixels = torch.cat([shown, torch.zeros(1, 3, 1, *size)], dim=2)
         mean, std = self.base.encode_video(pixels)
         tensors = {"mean": mean[0], "std": std[0]}
         if appearance:
@@ -227,15 +233,16 @@ class Data:
     @torch.no_grad()
     def encode_text(self) -> None:
         """Compute the text states of all prompts once, with the words that are attached now."""
-        prompts = sorted({item.prompt for views in self.items for item in views})
+        prompts = sorted({item.prompt for views in self.items for item in views.values()})
         prompts += [self.class_images.prompt] if self.class_images and self.class_images.prompt not in prompts else []
         states = self.base.encode_text(["", *prompts])
         self.empty_text = states[:1]
         self._text = dict(zip(prompts, states[1:], strict=True))
 
-    def batch(self, numbers: Sequence[int], draw: Draw, *, live_text: bool) -> Batch:
-        """Examples -> a batch; windows and posterior are drawn. `live_text` encodes the prompts with gradient."""
-        items = [_drawn(self.items[number], draw) for number in numbers]
+    def batch(self, numbers: Sequence[int], draw: Draw, *, live_text: bool, views: Sequence[View] = (View(),)) -> Batch:
+        """Examples -> a batch; one of `views`, windows and posterior are drawn. `live_text` encodes the prompts with
+        gradient."""
+        items = [self.items[number][_drawn(views, draw)] for number in numbers]
         windows = [item.plan.starts[draw.index(len(item.plan.starts))] for item in items]
         picks = [_pick(item, start) for item, start in zip(items, windows, strict=True)]
         mean, std = (torch.stack([pick[name] for pick in picks]).to(self.base.device) for name in ("mean", "std"))
@@ -250,23 +257,23 @@ class Data:
             mask=_stacked([pick["mask"] for pick in picks], self.base.device),
             appearance=_stacked([pick["appearance"] for pick in picks], self.base.device),
             numbers=tuple(numbers),
-            prior=self._prior(len(numbers), draw),
+            prior=self._prior(len(numbers), mean.shape[2], draw),
         )
 
-    def _prior(self, count: int, draw: Draw) -> Batch | None:
+    def _prior(self, count: int, frames: int, draw: Draw) -> Batch | None:
         if self.class_images is None or self.empty_text is None:
             return None
         prompt = self.class_images.prompt
         chosen = [self._class_latents[draw.index(len(self._class_latents))] for _ in range(count)]
         return Batch(
-            latents=torch.stack(chosen).to(self.base.device),
+            latents=torch.stack(chosen).to(self.base.device).expand(-1, -1, frames, -1, -1),
             prompts=(prompt,) * count,
             text=self._text[prompt].expand(count, -1, -1),
             empty_text=self.empty_text,
         )
 
 
-def _drawn(views: Sequence[_Item], draw: Draw) -> _Item:
+def _drawn(views: Sequence[View], draw: Draw) -> View:
     return views[0] if len(views) == 1 else views[draw.index(len(views))]
 
 

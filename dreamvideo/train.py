@@ -108,7 +108,7 @@ class _Loop:
                 recipe.data,
                 prompt=recipe.method.prompt,
                 wants=wants,
-                views=recipe.method.views(seed=recipe.train.seed),
+                views=[view for stage in stages for view in stage.views],
                 class_images=recipe.method.class_images(concept),
                 sampler=sampler,
                 cache=run.cache,
@@ -196,7 +196,7 @@ class _Loop:
     def terms(self, stage: Stage, numbers: Sequence[int], draw: Draw) -> Iterator[tuple[str, Tensor]]:
         """The method's terms; autocast covers the forward pass alone."""
         with self.base.autocast():
-            batch = self.data.batch(numbers, draw, live_text=stage.live_text)
+            batch = self.data.batch(numbers, draw, live_text=stage.live_text, views=stage.views)
             terms = self.recipe.method.terms(self.base, self.sets, batch, draw)
         while True:
             with self.base.autocast():
@@ -229,7 +229,7 @@ class _Loop:
         if self.accelerator.is_main_process:
             self.on_step(Progress(stage.name, step, self.steps(stage), row["loss"]))
             if self.on_preview is not None and every and step % every == 0:
-                with self.base.resting():
+                with self.base.resting(), stage.unaided():
                     place = self.run.folder / "samples" / f"{stage.name}-{step:06d}.mp4"
                     self.on_preview(self.concept_file(stage, step), place)
 

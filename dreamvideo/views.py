@@ -1,4 +1,7 @@
-"""Views of one picture: smaller on an empty canvas, larger and cropped, mirrored, each with words that say so."""
+"""Views of an example: smaller on an empty canvas, a part of it enlarged, mirrored, of how many frames, and said how.
+
+They are made of pixels, not of latents: a part enlarged is then a picture of the size that the base was made for.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,33 +10,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["View", "random_views"]
+__all__ = ["PROMPT", "View", "random_patches", "random_views"]
 
 FAR = ("a far away ", "very small ")
 NEAR = ("zoomed in ", "close up ")
+PROMPT = "{prompt}"
+"""What stands in `View.words` for the example's prompt."""
 
 
 @dataclass(frozen=True)
 class View:
-    """How a picture is shown. The default is the picture as it is."""
+    """How an example is shown, and what is said of it. The default is the example as it is."""
 
     scale: float = 1.0
-    """Its sides as a part of the frame's; above 1 the frame cuts out a part of it."""
+    """The sides of its pictures as a part of the frame's; above 1 the frame cuts out a part of them."""
     place: tuple[float, float] = (0.5, 0.5)
     """Where in the room that is left, or cut off, (top, left) in [0, 1]."""
     flip: bool = False
-    prefix: str = ""
-    """Before the prompt."""
+    words: str = PROMPT
+    """What is said."""
+    frames: int | None = None
+    """Frames to draw from a clip, or of a picture that is repeated. None: the recipe's of a clip, one of a picture."""
+
+    @property
+    def look(self) -> "View":
+        """Itself without words and frames: views of one look show the same pixels."""
+        return View(self.scale, self.place, self.flip)
+
+    def said(self, prompt: str) -> str:
+        """`words` about an example of that prompt."""
+        return self.words.replace(PROMPT, prompt)
 
     def show(self, pixels: Tensor) -> Tensor:
-        """(1, 3, 1, H, W) in [-1, 1] -> the same shape; empty canvas is 0, mid-grey. Masks (1, 1, 1, h, w) likewise."""
+        """(1, C, F, H, W) -> the same shape; empty canvas is 0: mid-grey in pixels, nothing in a mask."""
         picture = pixels.flip(-1) if self.flip else pixels
         height, width = pixels.shape[-2:]
         box = self._box(height, width)
         if box is None:
             return picture
         top, left, rows, columns = box
-        resized = F.interpolate(picture[:, :, 0], (rows, columns), mode="bilinear", antialias=True)[:, :, None]
+        frames = F.interpolate(picture[0].transpose(0, 1), (rows, columns), mode="bilinear", antialias=True)
+        resized = frames.transpose(0, 1)[None]
         if self.scale > 1:
             return resized[..., -top : height - top, -left : width - left]
         shown = torch.zeros_like(pixels)
@@ -62,25 +79,35 @@ class View:
         return top, left, rows, columns
 
 
-def random_views(count: int, generator: torch.Generator, *, flip: float = 0.0) -> Sequence[View]:
-    """Custom Diffusion's augmentation (official code): in two of three cases a scale in [1/3, 1], else in [1.2, 1.4].
+def random_views(
+    count: int, generator: torch.Generator, *, flip: float = 0.0, smallest: float = 1 / 3
+) -> Sequence[View]:
+    """Custom Diffusion's augmentation (official code): in two of three cases a scale in [smallest, 1], else in
+    [1.2, 1.4].
 
     Below 0.6 the picture is pasted somewhere on an empty canvas and called far away or very small; from 0.6 to 1 it is
     shown as it is; above 1 a part is cut out and called zoomed in or close up. `flip` is the chance of a mirror image.
     """
 
-    def draw() -> float:
-        return float(torch.rand((), generator=generator))
-
     views = []
     for _ in range(count):
-        near = draw() >= 2 / 3
-        scale = 1.2 + 0.2 * draw() if near else 1 / 3 + 2 / 3 * draw()
-        place, word, flipped = (draw(), draw()), int(draw() < 0.5), draw() < flip
+        near = _uniform(generator) >= 2 / 3
+        scale = _uniform(generator, 1.2, 1.4) if near else _uniform(generator, smallest, 1.0)
+        place, word = (_uniform(generator), _uniform(generator)), int(_uniform(generator) < 0.5)
+        flipped = _uniform(generator) < flip
         if near:
-            views.append(View(scale, place, flipped, NEAR[word]))
+            views.append(View(scale, place, flipped, NEAR[word] + PROMPT))
         elif scale < 0.6:
-            views.append(View(scale, place, flipped, FAR[word]))
+            views.append(View(scale, place, flipped, FAR[word] + PROMPT))
         else:
             views.append(View(flip=flipped))
     return views
+
+
+def random_patches(count: int, generator: torch.Generator) -> Sequence[View]:
+    """Customize-A-Video's patches (supplementary): parts with sides of 0.33 to 0.67 of the frame's, enlarged."""
+    return [View(1 / _uniform(generator, 0.33, 0.67), (_uniform(generator), _uniform(generator))) for _ in range(count)]
+
+
+def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))

@@ -18,6 +18,7 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.data import Batch, Data, DataConfig, order, to_pixels
 from dreamvideo.diffusion import Draw, generator
+from dreamvideo.views import View
 
 SIZE = (16, 16)
 LATENT = (4, 4)
@@ -105,7 +106,7 @@ def test_pixels_are_between_minus_one_and_one() -> None:
 
 
 def items_of(data: Data) -> Iterator[Tensor]:
-    for (item,) in data.items:
+    for (item,) in (views.values() for views in data.items):
         yield from (item.mean, item.std)
         if item.appearance is not None:
             yield item.appearance
@@ -135,16 +136,16 @@ def test_other_sizes_and_wishes_do_not_find_the_cache(tiny: VideoBase, motion_co
     tall = data_of(tiny, motion_concept, cache=tmp_path, height=24)
     guided = data_of(tiny, motion_concept, "appearance", cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    assert tall.items[0][0].mean.shape[-2:] == (6, 4)
-    assert guided.items[0][0].appearance is not None
+    assert tall.items[0][View()].mean.shape[-2:] == (6, 4)
+    assert guided.items[0][View()].appearance is not None
 
 
 def test_other_base_does_not_find_the_cache(tiny: VideoBase, motion_concept: Concept, tmp_path: Path) -> None:
     other = type(tiny).tiny(1)
     first = data_of(tiny, motion_concept, cache=tmp_path)
     second = data_of(other, motion_concept, cache=tmp_path)
-    assert not torch.equal(first.items[0][0].mean, second.items[0][0].mean)
-    assert torch.equal(second.items[0][0].mean, data_of(other, motion_concept).items[0][0].mean)
+    assert not torch.equal(first.items[0][View()].mean, second.items[0][View()].mean)
+    assert torch.equal(second.items[0][View()].mean, data_of(other, motion_concept).items[0][View()].mean)
 
 
 def test_other_image_encoder_does_not_find_the_cache(
@@ -156,7 +157,7 @@ def test_other_image_encoder_does_not_find_the_cache(
     monkeypatch.setattr(tiny, "origin", replace(tiny.origin, image_encoder="another"))
     cached = data_of(tiny, motion_concept, "appearance", cache=tmp_path)
     assert torch.equal(
-        cached.items[0][0].appearance, data_of(tiny, motion_concept, "appearance").items[0][0].appearance
+        cached.items[0][View()].appearance, data_of(tiny, motion_concept, "appearance").items[0][View()].appearance
     )
 
 
@@ -167,7 +168,7 @@ def test_latents_sample_the_posterior(tiny: VideoBase, subject_concept: Concept)
     data = data_of(tiny, subject_concept)
     drawn = batch_of(tiny, data, [1] * 4000).latents
     assert drawn.shape == (4000, 4, 1, *LATENT)
-    mean, std = data.items[1][0].mean[:, :1], data.items[1][0].std[:, :1]
+    mean, std = data.items[1][View()].mean[:, :1], data.items[1][View()].std[:, :1]
     assert std.min() > 0
     assert ((drawn.mean(0) - mean) / std).abs().max() < 5 / 4000**0.5
     assert (drawn.std(0) / std - 1).abs().max() < 0.06
@@ -200,6 +201,28 @@ def test_masks_reach_the_batch_at_latent_size(tiny: VideoBase, tmp_path: Path) -
     assert mask.shape == (2, 1, 1, *LATENT)
     for row, inside in zip(mask[:, 0, 0], ([0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]), strict=True):
         assert torch.equal(row, torch.tensor(inside).expand(LATENT))
+
+
+def test_masks_are_shown_as_the_pictures_are(tiny: VideoBase, tmp_path: Path) -> None:
+    """White on black, its mask the white: mirrored, smaller and enlarged, one covers the other."""
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[8:40, :24] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "masks" / "a.png")
+    concept = read_concept(tmp_path, kind="image", word="dog")
+    shown: list[Tensor] = []
+
+    class Watched(View):
+        def show(self, pixels: Tensor) -> Tensor:
+            shown.append(super().show(pixels))
+            return shown[-1]
+
+    views = [Watched(flip=True), Watched(0.5, (1.0, 1.0)), Watched(1.5, (0.0, 0.0)), Watched()]
+    Data(tiny, concept, DataConfig(height=64, width=64), prompt=lambda *_: "x", wants={"mask"}, views=views)
+    for picture, mask in zip(shown[::2], shown[1::2], strict=True):
+        bright = torch.nn.functional.avg_pool2d((picture[:, :1, 0] > 0.5).float(), 4)
+        assert mask.any() and (mask[:, 0].round() - bright).abs().mean() < 0.05
 
 
 def test_masks_are_not_made_where_nobody_wants_them(tiny: VideoBase, subject_concept: Concept) -> None:

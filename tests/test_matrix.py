@@ -28,6 +28,7 @@ WITHOUT_TIME = ("inflated",)
 # (family, method) -> why the one does not apply to the other, as its user is told. Said here, so that a method that
 # refuses a base by mistake is not passed over.
 DOES_NOT_APPLY = {
+    ("inflated", "customize-a-video"): "has no time layers",
     ("inflated", "dreamvideo-motion"): "has no time layers with a port attn1 or attn2 or ff",
     ("inflated", "finetune-motion"): "has no time parameters",
     ("inflated", "lora-motion"): "has no time layers",
@@ -90,11 +91,13 @@ def output(base: VideoBase, *, frames: int = 4, prompt: str = "a dog", guided: b
 
 
 def batch_of(method: Method, base: VideoBase, concept: Concept, stage: Stage, *, live: bool | None = None):
-    data = Data(base, concept, DataConfig(), prompt=method.prompt, wants=stage.wants)
+    # Some of many views, of whole pictures: on so few latents nothing would be left of a smaller one.
+    views = [view for view in stage.views if view.scale == 1][:2]
+    data = Data(base, concept, DataConfig(), prompt=method.prompt, wants=stage.wants, views=views)
     data.encode_text()
     draw = Draw(base.process, generator("batch"))
     numbers = [number % len(data) for number in range(2)]
-    return data.batch(numbers, draw, live_text=stage.live_text if live is None else live)
+    return data.batch(numbers, draw, live_text=stage.live_text if live is None else live, views=views)
 
 
 def loss_of(method: Method, base: VideoBase, sets: dict[str, AdapterSet], batch, *, seed: int = 0) -> float:

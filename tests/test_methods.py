@@ -241,6 +241,8 @@ NEW = (
     "tune-a-video",
     "animatediff-subject",
     "animatediff-motion",
+    "custom-crafter",
+    "customize-a-video",
 )
 
 
@@ -414,7 +416,8 @@ def test_a_subject_that_is_not_named_is_noticed(
 
 
 @pytest.mark.parametrize(
-    "method", ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion", "animatediff-subject"]
+    "method",
+    ["lora-subject", "finetune-subject", "dreamix", "custom-diffusion", "animatediff-subject", "custom-crafter"],
 )
 def test_a_class_word_is_needed(unet3d: VideoBase, dog: Path, method: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="subject dog needs its class word"):
@@ -485,10 +488,11 @@ def test_the_image_model_is_tuned_alone(dog: Path, tmp_path: Path) -> None:
     assert not all(torch.equal(one, other) for one, other in zip(still, mixed, strict=True))
 
 
-def test_pictures_are_mirrored_in_every_second_draw(subject_concept: Concept) -> None:
+def test_pictures_are_mirrored_in_every_second_draw(unet3d: VideoBase, subject_concept: Concept) -> None:
     kind = methods.find("animatediff-subject")
-    assert list(kind().views(seed=0)) == [View(), View(flip=True)]
-    assert list(kind(flip=False).views(seed=0)) == [View()]
+    for method, views in ((kind(), [View(), View(flip=True)]), (kind(flip=False), [View()])):
+        (stage,) = method.stages(unet3d, subject_concept, seed=0)
+        assert list(stage.views) == views
     assert kind().class_images(subject_concept) == ClassImages("photo of a dog", 8, bypass_time=True)
     assert kind().prompt(subject_concept, subject_concept.examples[0]) == "photo of a sks dog"
 
@@ -523,9 +527,9 @@ def test_views_are_drawn_as_the_released_code_draws_them() -> None:
     # Of the rest, scales in [1/3, 0.6) out of [1/3, 1] are shown smaller.
     assert 0.36 < len(far) / (3000 - len(near)) < 0.44
     assert all(1.2 <= view.scale <= 1.4 for view in near) and all(1 / 3 <= view.scale < 0.6 for view in far)
-    assert {view.prefix for view in near} == {"zoomed in ", "close up "}
-    assert {view.prefix for view in far} == {"a far away ", "very small "}
-    assert {view.prefix for view in views if view.scale == 1} == {""}
+    assert {view.said("dog") for view in near} == {"zoomed in dog", "close up dog"}
+    assert {view.said("dog") for view in far} == {"a far away dog", "very small dog"}
+    assert {view.said("dog") for view in views if view.scale == 1} == {"dog"}
     assert 0.45 < sum(view.flip for view in views) / 3000 < 0.55
 
 
@@ -547,14 +551,6 @@ def test_only_what_is_picture_counts() -> None:
     expected[1:3, 5:7] = 1  # latents 0-3 and 4-7 are picture, less one on each side
     assert seen is not None and torch.equal(seen[0, 0], expected)
     assert View().seen(8, 8, pixels=4) is None and View(1.3).seen(8, 8, pixels=4) is None
-
-
-def test_a_mask_is_shown_as_its_picture_is(unet3d: VideoBase, subject_concept: Concept) -> None:
-    views, size = (View(), View(flip=True), View(0.5, (0.0, 0.0))), DataConfig(height=32, width=32)
-    data = Data(unet3d, subject_concept, size, prompt=lambda *_: "x", wants={"mask"}, views=views)
-    plain, mirrored, small = (item.mask for item in data.items[-1])
-    assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
-    assert 0 < small.sum() <= plain.sum() / 3 and not small[..., 4:, :].any() and not small[..., 4:].any()
 
 
 def test_a_loss_by_area_does_not_shrink_with_the_mask(unet3d: VideoBase) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamvideo.adapters.graft import Kind, Site
-from dreamvideo.adapters.ports import Through
+from dreamvideo.adapters.ports import Through, start_detached
 
 __all__ = ["KeyValue"]
 
@@ -45,6 +45,4 @@ class _KeyValue(nn.Module):
 
     def forward(self, x: Tensor, through: Through) -> Tensor:
         result = through(x, self.delta, None)
-        if not self.detach_start:
-            return result
-        return torch.cat([result[:, :1].detach(), result[:, 1:]], dim=1)
+        return start_detached(result) if self.detach_start else result

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamvideo.adapters.graft import Kind, Site
-from dreamvideo.adapters.ports import Through
+from dreamvideo.adapters.ports import Through, start_detached
 
 __all__ = ["LoRA"]
 
@@ -31,6 +31,9 @@ class LoRA(Kind):
     """The delta is multiplied by alpha / rank; rank when None, so by 1."""
     dropout: float = 0.0
     """Chance that a value of the delta is left out while the set is learned (MotionDirector: 0.1)."""
+    detach_start: bool = False
+    """On keys and values of text states: the start token, equal in every prompt, teaches the delta nothing
+    (CustomCrafter)."""
 
     @property
     def serial(self) -> bool:
@@ -38,14 +41,20 @@ class LoRA(Kind):
 
     def build(self, site: Site, generator: torch.Generator) -> nn.Module:
         factor = 1.0 if self.alpha is None else self.alpha / self.rank
-        return _LowRank(site.shape, self.rank, factor, self.dropout, generator)
+        return _LowRank(site.shape, self.rank, factor, self.dropout, self.detach_start, generator)
 
 
 class _LowRank(nn.Module):
     """`forward` maps a layer's input, (..., in) or (N, in, *size), to a delta of its output's shape."""
 
     def __init__(
-        self, shape: tuple[int, ...], rank: int, factor: float, dropout: float, generator: torch.Generator
+        self,
+        shape: tuple[int, ...],
+        rank: int,
+        factor: float,
+        dropout: float,
+        detach_start: bool,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         fan_out, *fan_in = shape
@@ -54,9 +63,11 @@ class _LowRank(nn.Module):
         nn.init.normal_(self.down, std=1 / rank, generator=generator)
         self.factor = factor
         self.dropout = nn.Dropout(dropout)
+        self.detach_start = detach_start
 
     def forward(self, x: Tensor, through: Through) -> Tensor:
         low = through(x, self.down, None)
         channels_last = self.down.ndim == 2
         delta = F.linear(low if channels_last else low.movedim(1, -1), self.up)
-        return self.dropout(self.factor * (delta if channels_last else delta.movedim(-1, 1)))
+        delta = delta if channels_last else delta.movedim(-1, 1)
+        return self.dropout(self.factor * (start_detached(delta) if self.detach_start else delta))

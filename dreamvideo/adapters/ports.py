@@ -51,6 +51,7 @@ __all__ = [
     "open_ports",
     "put_grafts",
     "rematerialised",
+    "start_detached",
 ]
 
 GRAFTS = "grafts"
@@ -129,6 +130,11 @@ def rematerialised(givens: Givens, function: Any, *args: Any) -> Any:
     if givens.rematerialise and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)
+
+
+def start_detached(states: Tensor) -> Tensor:
+    """What is made of text states, (B, L, D) -> the same; the start token, equal in every prompt, has no gradient."""
+    return torch.cat([states[:, :1].detach(), states[:, 1:]], dim=1)
 
 
 class BasicTransformerBlock(StockTransformerBlock):

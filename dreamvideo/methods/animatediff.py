@@ -5,7 +5,6 @@ new ones learned from a few clips were unstable. Composed, they stand side by si
 Where the paper is silent, defaults are those of the code that it names for DreamBooth, and of AnimateDiff's own.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,6 @@ from dreamvideo.adapters.delta import Delta
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.methods.tuning import MotionTuning, SubjectTuning
-from dreamvideo.views import View
 
 __all__ = ["METHODS"]
 
@@ -36,16 +34,12 @@ class AnimateDiffSubject(SubjectTuning):
     class_count: int = 8
     class_prompt: str = "photo of a {class}"
     flip: bool = True
-    """Show pictures mirrored in every second draw."""
     mask: bool = False
     noise_offset: float = 0.0
     bypass_time: bool = True
 
     def learned(self, base: VideoBase, *, seed: int) -> AdapterSet:
         return AdapterSet(Delta(), base.weights("space"), seed=seed)
-
-    def views(self, *, seed: int) -> Sequence[View]:
-        return (View(), View(flip=True)) if self.flip else (View(),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ Defaults are those of DreamVideo's comparison (supplementary, section 1.1); wher
 `dreamvideo.merging` makes one set of keys and values of several.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -68,17 +68,25 @@ class CustomDiffusion(Method):
             "subject": AdapterSet(kind, base.linears("space", LAYERS), seed=seed),
             "word": initial_word(base, concept, vectors=1, start=self.start),
         }
+        views = random_views(self.shown, generator(seed, "views"), flip=self.flip) if self.shown else (View(),)
         wants: set[Want] = {"mask"} if self.mask else set()
-        return (Stage(name="subject", learn=learned, steps=self.steps, lr=self.lr, live_text=True, wants=wants),)
+        return (
+            Stage(
+                name="subject",
+                learn=learned,
+                steps=self.steps,
+                lr=self.lr,
+                live_text=True,
+                wants=wants,
+                views=views,
+            ),
+        )
 
     def prompt(self, concept: Concept, example: Example) -> str:
         return subject_prompt(concept, example, self.template, phrase=self.phrase)
 
     def class_images(self, concept: Concept) -> ClassImages | None:
         return class_images(concept, self.class_prompt, self.class_count, bypass_time=self.bypass_time)
-
-    def views(self, *, seed: int) -> Sequence[View]:
-        return random_views(self.shown, generator(seed, "views"), flip=self.flip) if self.shown else (View(),)
 
     def terms(
         self, base: VideoBase, sets: Mapping[str, AdapterSet], batch: Batch, draw: Draw

@@ -1,11 +1,13 @@
 """What a paper must supply."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from dreamvideo.adapters.file import Sampling
@@ -21,6 +23,8 @@ from dreamvideo.views import View
 __all__ = ["Method", "Stage", "Want", "class_images", "denoising", "initial_word", "with_prior"]
 
 Want = Literal["mask", "appearance"]
+Error = Callable[[Tensor], Tensor]
+"""What a difference costs, element by element; 0 costs 0, so that a mask can leave elements out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,18 @@ class Stage:
     wants: AbstractSet[Want] = frozenset()
     """What a batch holds beside latents and text; only that is computed."""
     aside: AbstractSet[str] = frozenset()
-    """Names in `learn` that only help to learn the rest and are left out of the concept's file."""
+    """Names in `learn` or `hold` that only help to learn the rest and are left out of the concept's file."""
+    views: Sequence[View] = (View(),)
+    """How examples are shown and said; each step draws one."""
+
+    @contextmanager
+    def unaided(self) -> Iterator[None]:
+        """Inside, what is left aside takes no part: what is sampled for a look is what the file will give."""
+        with ExitStack() as stack:
+            for name, adapters in {**self.hold, **self.learn}.items():
+                if name in self.aside:
+                    stack.enter_context(adapters.scaled(0.0))
+            yield
 
 
 class Method(ABC):
@@ -47,8 +62,7 @@ class Method(ABC):
 
     Questions: `stages`: what is learned, in which order, for how long? `prompt`: with which words? `terms`: what is
     the loss? `sampling`: how does the result want to be sampled? And, where the default of none is not the answer,
-    `class_images`: which pictures of the base's own keep its idea of the class? `views`: in which sizes and places is
-    a picture shown?
+    `class_images`: which pictures of the base's own keep its idea of the class?
     """
 
     name: ClassVar[str]
@@ -85,40 +99,51 @@ class Method(ABC):
         """Pictures that the frozen base makes before anything is learned; batches hold some as `prior`."""
         return None
 
-    def views(self, *, seed: int) -> Sequence[View]:
-        """The views of every picture, of which each step draws one."""
-        return (View(),)
-
 
 def denoising(
-    base: VideoBase, batch: Batch, draw: Draw, *, offset: float, text: Tensor | None = None, by_area: bool = False
+    base: VideoBase,
+    batch: Batch,
+    draw: Draw,
+    *,
+    offset: float,
+    text: Tensor | None = None,
+    by_area: bool = False,
+    error: Error = torch.square,
 ) -> Tensor:
     """The masked denoising objective, eq. 1 of DreamVideo with the official code's mask and offset noise:
 
         mean || m eps_theta(x_t, t, text) - m eps ||^2
 
     over all elements, masked-out ones included: a small subject has a small loss. `text` (B, L, D) stands in for
-    the batch's own. `by_area` takes each sample's mean over its mask alone (Custom Diffusion's code).
+    the batch's own. `by_area` takes each sample's mean over its mask alone (Custom Diffusion's code). `error` stands
+    in for the square.
     """
     x_t, t, target = draw.noised(batch.latents, offset=offset)
     difference = base.predict(x_t, t, batch.text if text is None else text).float() - target
     if batch.mask is None:
-        return difference.square().mean()
-    squared = (batch.mask * difference).square()
+        return error(difference).mean()
+    errors = error(batch.mask * difference)
     if not by_area:
-        return squared.mean()
-    area = batch.mask.expand_as(squared).flatten(1).sum(1)
-    return (squared.flatten(1).sum(1) / area.clamp(min=1)).mean()
+        return errors.mean()
+    area = batch.mask.expand_as(errors).flatten(1).sum(1)
+    return (errors.flatten(1).sum(1) / area.clamp(min=1)).mean()
 
 
 def with_prior(
-    base: VideoBase, batch: Batch, draw: Draw, *, offset: float, weight: float, by_area: bool = False
+    base: VideoBase,
+    batch: Batch,
+    draw: Draw,
+    *,
+    offset: float,
+    weight: float,
+    by_area: bool = False,
+    error: Error = torch.square,
 ) -> Iterator[tuple[str, Tensor]]:
     """DreamBooth's objective (Ruiz et al. 2023, eq. 2): the subject's loss, and `weight` times the loss of the class
     images where the batch has some."""
-    yield "denoise", denoising(base, batch, draw, offset=offset, by_area=by_area)
+    yield "denoise", denoising(base, batch, draw, offset=offset, by_area=by_area, error=error)
     if batch.prior is not None:
-        yield "prior", weight * denoising(base, batch.prior, draw, offset=offset)
+        yield "prior", weight * denoising(base, batch.prior, draw, offset=offset, error=error)
 
 
 def class_images(concept: Concept, template: str, count: int, *, bypass_time: bool) -> ClassImages | None:

@@ -17,6 +17,7 @@ from dreamvideo.data import Batch, ClassImages
 from dreamvideo.diffusion import Draw
 from dreamvideo.methods.method import Method, Stage, Want, class_images, denoising, with_prior
 from dreamvideo.methods.prompts import IDENTIFIER, clip_prompt, subject_prompt
+from dreamvideo.views import View
 
 __all__ = ["MotionTuning", "SubjectTuning"]
 
@@ -42,6 +43,8 @@ class SubjectTuning(Method):
     class_prompt: str = "a {class}"
     prior_weight: float = 1.0
     """lambda"""
+    flip: bool = False
+    """Show pictures mirrored in every second draw."""
     mask: bool = True
     """Leave the background out of the loss where masks exist."""
     noise_offset: float = 0.1
@@ -55,7 +58,8 @@ class SubjectTuning(Method):
     def stages(self, base: VideoBase, concept: Concept, *, seed: int) -> tuple[Stage]:
         subject = {"subject": self.learned(base, seed=seed)}
         wants: set[Want] = {"mask"} if self.mask else set()
-        return (Stage(name="subject", learn=subject, steps=self.steps, lr=self.lr, wants=wants),)
+        views = (View(), View(flip=True)) if self.flip else (View(),)
+        return (Stage(name="subject", learn=subject, steps=self.steps, lr=self.lr, wants=wants, views=views),)
 
     def prompt(self, concept: Concept, example: Example) -> str:
         return subject_prompt(concept, example, self.template, phrase=self.phrase)
