@@ -187,7 +187,7 @@ def edit(
         method: one of `dreamvideo edits`.
         recipe: name of a shipped recipe, or a TOML file.
         settings: nested dicts over the recipe, such as `{"edit": {"steps": 100}}`.
-        keep: a folder for what depends on the clip alone, for the next edit of the same clip.
+        keep: a folder for what depends on the clip alone: for its next edit, or for the same one after a stop.
 
     Raises:
         BadInput: the clip, the recipe or the base will not do.

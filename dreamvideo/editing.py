@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,9 +84,11 @@ def read(path: str | Path, sizes: ClipConfig, *, caption: str | None) -> Source:
     """A clip, its caption and the masks that lie beside it, `masks/NAME/*.png`, one for each of its frames.
 
     Raises:
-        BadInput: no such clip, no caption, or masks that do not fit.
+        BadInput: no such clip or more than one, no caption, or masks that do not fit.
     """
-    example = read_concept(path, kind="clip", caption=caption).examples[0]
+    example, *others = read_concept(path, kind="clip", caption=caption).examples
+    if others:
+        raise BadInput(f"{path}: holds {len(others) + 1} clips; name the one to edit")
     if example.caption is None:
         raise BadInput(f"{example.path}: what does it show? Say so with --caption, or in {example.path.stem}.txt")
     size = (sizes.height, sizes.width)
@@ -124,8 +127,7 @@ def perform(
         RunFailed: a loss is not finite.
         Interrupted: SIGINT or SIGTERM came.
     """
-    work = edit.edited(base, task, seed=seed)
-    with stopping() as stopped:
+    with stopping() as stopped, closing(edit.edited(base, task, seed=seed)) as work:
         while True:
             try:
                 progress = next(work)
@@ -136,4 +138,9 @@ def perform(
             if not math.isfinite(progress.loss):
                 raise RunFailed(f"the loss is not finite {where}; learn slower")
             if stopped():
-                raise Interrupted(f"stopped {where}; nothing is written")
+                kept = (
+                    "with --keep the same command would go on"
+                    if task.keep is None
+                    else f"{task.keep} has what was done"
+                )
+                raise Interrupted(f"stopped {where}; {kept}")

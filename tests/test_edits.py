@@ -323,6 +323,21 @@ def test_a_kept_atlas_is_not_learned_again(tmp_path: Path) -> None:
     assert len(list((tmp_path / "keep").glob("*.safetensors"))) == 3
 
 
+def test_a_half_learned_atlas_goes_on_as_if_never_left(tmp_path: Path) -> None:
+    frames, masks = small_task().frames, small_task().masks
+    _, whole = ended(unwrapping.unwrapped(frames, masks, ATLAS, seed=0))
+    for left in (3, 11):  # settling, learning
+        file = tmp_path / f"{left}.safetensors"
+        work = unwrapping.unwrapped(frames, masks, ATLAS, seed=0, file=file)
+        for _ in range(left):
+            next(work)
+        work.close()
+        told, resumed = ended(unwrapping.unwrapped(frames, masks, ATLAS, seed=0, file=file))
+        assert len(told) == 8 + 6 - left
+        assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+        assert ended(unwrapping.unwrapped(frames, masks, ATLAS, seed=0, file=file))[0] == []
+
+
 def test_without_its_optimizer_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "madgrad", None)
     with pytest.raises(BadInput, match=r"pip install dreamvideo\[edit\]"):
@@ -373,6 +388,9 @@ def test_a_clip_is_read_with_its_masks_and_caption(filmed: Path) -> None:
     assert editing.read(filmed, sizes, caption="a thing").caption == "a thing"
     longer = editing.read(filmed, replace(sizes, frames=50, fps=8), caption=None)
     assert (len(longer.frames), longer.fps) == (6, 8)
+    (filmed.parent / "second.mp4").write_bytes(filmed.read_bytes())
+    with pytest.raises(BadInput, match="holds 2 clips"):
+        editing.read(filmed.parent, sizes, caption=None)
     (filmed.parent / "masks" / "box" / "0000.png").unlink()
     with pytest.raises(BadInput, match="5 masks for 6 frames"):
         editing.read(filmed, sizes, caption=None)
@@ -414,7 +432,7 @@ def test_an_edit_can_be_left_and_fails_when_it_diverges() -> None:
         if progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="step 2 of 5"):
+    with pytest.raises(Interrupted, match=r"step 2 of 5.*--keep"):
         editing.perform(_Endless([1.0] * 5), base, task, seed=0, on_step=stop)
     assert len(told) == 2
     with pytest.raises(RunFailed, match="step 3 of 4"):

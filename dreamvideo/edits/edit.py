@@ -27,7 +27,8 @@ class Task:
     prompt: str
     """What it is to show."""
     keep: Path | None = None
-    """A folder for what depends on the clip alone and is dear to make; another edit of the clip finds it there."""
+    """A folder for what depends on the clip alone and is dear to make: another edit of the clip finds it there, and one
+    that was left goes on from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Edited:
 
 
 Updates = Generator[Progress, None, Edited]
-"""Work that tells of every update and, at the end, returns the clip; between two updates it can be left."""
+"""Work that tells of every update and, at the end, returns the clip; between two updates it can be closed."""
 
 
 class Edit(ABC):

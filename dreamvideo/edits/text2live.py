@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamvideo.bases.base import VideoBase
@@ -22,7 +21,6 @@ from dreamvideo.edits.judge import Judge, over, uniform
 from dreamvideo.edits.layer import Layer, Which
 from dreamvideo.edits.unwrapping import unwrapped
 from dreamvideo.errors import Unsupported
-from dreamvideo.files import whole
 from dreamvideo.progress import Progress
 
 __all__ = ["EDITS"]
@@ -118,20 +116,13 @@ class Text2Live(Edit):
         return Edited(frames=result, measured={"atlas_psnr": round(-10 * error.log10().item(), 2)})
 
     def _layers(self, task: Task, frames: Tensor, seed: int) -> Work[Progress, None, Atlas]:
-        """The clip's atlas, learned now or kept from before."""
+        """The clip's layers, learned now or kept from before."""
         parts = [part.cpu().numpy().tobytes() for part in (task.frames, task.masks) if part is not None]
         settings = json.dumps([plain(self.atlas), seed, *task.frames.shape]).encode()
-        file = task.keep and task.keep / f"atlas-{sha256(b''.join([settings, *parts])).hexdigest()[:16]}.safetensors"
-        if file and file.exists():
-            layers = Atlas(self.atlas, frames=len(frames), height=frames.shape[2], width=frames.shape[3])
-            layers.load_state_dict(load_file(file))
-            return layers.requires_grad_(False).to(frames.device)
+        digest = sha256(b"".join([settings, *parts])).hexdigest()[:16]
         masks = None if task.masks is None else task.masks.to(frames)
-        layers = yield from unwrapped(frames, masks, self.atlas, seed=seed)
-        if file:
-            with whole(file) as draft:
-                save_file(layers.state_dict(), draft)
-        return layers
+        file = None if task.keep is None else task.keep / f"atlas-{digest}.safetensors"
+        return (yield from unwrapped(frames, masks, self.atlas, seed=seed, file=file))
 
     def _learned(self, layer: Layer, frames: Tensor, judge: Judge, seed: int) -> Work[Progress, None, Generator]:
         """The generator, trained on the layer's picture and, beside it, on frames."""

@@ -5,54 +5,106 @@ The weights of the losses are those of the official code; its flow and masks com
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dreamvideo.diffusion import generator
 from dreamvideo.edits.atlas import SCALE, Atlas, AtlasConfig
 from dreamvideo.edits.flow import moving, optical_flow, trusted
+from dreamvideo.files import whole
 from dreamvideo.progress import Progress
 
 __all__ = ["unwrapped"]
 
+_SAVE_EVERY = 2000
+"""Steps after which at most a kill costs."""
+
 
 def unwrapped(
-    frames: Tensor, masks: Tensor | None, config: AtlasConfig, *, seed: int
+    frames: Tensor, masks: Tensor | None, config: AtlasConfig, *, seed: int, file: Path | None = None
 ) -> Generator[Progress, None, Atlas]:
     """The layers of a clip, update by update.
 
     Args:
         frames: (F, 3, H, W) in [0, 1], on the device that is to compute.
         masks: (F, 1, H, W) in {0, 1}, the foreground at the start; None: what moves against the background.
+        file: where they are kept, also half learned; what it holds is not learned again.
     """
     count, height, width = len(frames), *frames.shape[-2:]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         atlas = Atlas(config, frames=count, height=height, width=width).to(frames.device)
     optimizer = torch.optim.Adam(atlas.parameters(), lr=config.lr)
-    clip = _Clip.of(frames, masks)
-    pixels, draws = atlas.every_pixel(), generator(seed, "atlas")
-    for number in range(config.settle * count):
-        frame = number % count
-        points = atlas.points(pixels.view(count, -1, 3)[frame])
-        chosen = torch.randint(len(points), (config.points,), generator=draws).to(points.device)
-        loss = sum(F.mse_loss(place, SCALE * points[chosen, :2]) for place in atlas.places(points[chosen]))
-        _update(optimizer, loss)
-        yield Progress("settling", number + 1, config.settle * count, loss.item())
-    for step in range(1, config.steps + 1):
-        chosen = torch.randint(len(pixels), (config.points,), generator=draws).to(pixels.device)
-        loss = _loss(atlas, clip, pixels[chosen], config, step)
-        _update(optimizer, loss)
-        yield Progress("atlas", step, config.steps, loss.item())
+    settling = config.settle * count
+    total = settling + config.steps
+    done = _restore(file, atlas, optimizer) if file is not None and file.exists() else 0
+    if done == total:
+        return atlas.requires_grad_(False)
+    clip, pixels = _Clip.of(frames, masks), atlas.every_pixel()
+    loss = torch.zeros(())
+    try:
+        while done < total:
+            # Of every step its own, so that one who goes on draws what one who never stopped would have drawn.
+            draws = generator(seed, "atlas", done)
+            if done < settling:
+                some = _drawn(pixels.view(count, -1, 3)[done % count], config.points, draws)
+                loss = _settled(atlas, some)
+            else:
+                loss = _loss(atlas, clip, _drawn(pixels, config.points, draws), config, done - settling + 1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            if file is not None and done % _SAVE_EVERY == 0:
+                _save(file, atlas, optimizer, done)
+            if done <= settling:
+                yield Progress("settling", done, settling, loss.item())
+            else:
+                yield Progress("atlas", done - settling, config.steps, loss.item())
+    finally:
+        # At the end, and where the work is left; what has diverged is not worth keeping.
+        if file is not None and loss.isfinite():
+            _save(file, atlas, optimizer, done)
     return atlas.requires_grad_(False)
 
 
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def _drawn(pixels: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    return pixels[torch.randint(len(pixels), (count,), generator=draws).to(pixels.device)]
+
+
+def _settled(atlas: Atlas, pixels: Tensor) -> Tensor:
+    """How far the maps are from leaving everything in its place."""
+    points = atlas.points(pixels)
+    return torch.stack([F.mse_loss(place, SCALE * points[:, :2]) for place in atlas.places(points)]).sum()
+
+
+def _save(file: Path, atlas: Atlas, optimizer: torch.optim.Optimizer, done: int) -> None:
+    tensors = {f"atlas.{name}": tensor for name, tensor in atlas.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": tensor for name, tensor in state.items()}
+    with whole(file) as draft:
+        save_file(tensors, draft, metadata={"done": str(done)})
+
+
+def _restore(file: Path, atlas: Atlas, optimizer: torch.optim.Optimizer) -> int:
+    """Updates that are done already."""
+    with safe_open(file, "pt") as kept:
+        done, tensors = int(kept.metadata()["done"]), {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "adam":
+            number, _, field = rest.partition(".")
+            state.setdefault(int(number), {})[field] = tensor
+    own = {name.removeprefix("atlas."): tensor for name, tensor in tensors.items() if name.startswith("atlas.")}
+    atlas.load_state_dict(own)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return done
 
 
 @dataclass(frozen=True)
