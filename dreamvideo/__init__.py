@@ -6,6 +6,7 @@ base = dv.load_base("emojiworld")
 dog = dv.learn(base, "photos/dog", method="dreamvideo-subject", word="dog")
 turn = dv.learn(base, "clips/turn", method="dreamvideo-motion", caption="a car turning on the road")
 dv.generate(base, "a <dog> turning on the road", concepts=[dog, turn], seed=3).save("dog_turns.mp4")
+dv.edit(base, "clips/turn.mp4", "a bus turning on the road", caption="a car turning on the road").save("bus_turns.mp4")
 """
 
 import importlib
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dreamvideo.adapters.file import load as load_concept
-    from dreamvideo.api import Video, generate, learn, load_base, regenerate
+    from dreamvideo.api import edit, generate, learn, load_base, regenerate
     from dreamvideo.sample import SampleConfig
+    from dreamvideo.video import Video
 
-__all__ = ["SampleConfig", "Video", "generate", "learn", "load_base", "load_concept", "regenerate"]
+__all__ = ["SampleConfig", "Video", "edit", "generate", "learn", "load_base", "load_concept", "regenerate"]
 
-_HOMES = {"SampleConfig": "sample", "load_concept": "adapters.file"}
+_HOMES = {"SampleConfig": "sample", "Video": "video", "load_concept": "adapters.file"}
 _NAMES = {"load_concept": "load"}
 
 

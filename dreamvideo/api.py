@@ -1,10 +1,8 @@
-"""The verbs that every edge calls: load a base, learn a concept, generate a video."""
+"""The verbs that every edge calls: load a base, learn a concept, generate a video, edit a clip."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import accelerate
 import numpy as np
 import torch
 
-from dreamvideo import bases, media, methods, sample, train
+from dreamvideo import bases, editing, media, methods, sample, train
 from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
@@ -23,33 +21,16 @@ from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.config import build, plain
 from dreamvideo.data import ClassImages, to_pixels
+from dreamvideo.edits.edit import Task
 from dreamvideo.errors import BadFile, BadInput
-from dreamvideo.files import write_json
+from dreamvideo.progress import Progress
 from dreamvideo.recipe import resolve
 from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig
+from dreamvideo.video import Video, described_file, read_made
 
-__all__ = ["Video", "generate", "learn", "load_base", "regenerate"]
+__all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Video:
-    """Frames, and all that made them."""
-
-    frames: np.ndarray
-    """uint8 (F, H, W, 3)."""
-    fps: int
-    made: Mapping[str, Any]
-    """What `regenerate` needs to make the same frames."""
-
-    def save(self, path: str | Path) -> Path:
-        """Write the video by the suffix of `path` (mp4, gif, webp, png; a folder of png without one), and a JSON
-        beside it."""
-        path = Path(path)
-        media.write_video(path, self.frames, fps=self.fps)
-        write_json(path.with_name(path.name + ".json"), self.made)
-        return path
 
 
 def load_base(
@@ -77,7 +58,7 @@ def learn(
     recipe: str | None = None,
     settings: Iterable[Mapping[str, Any]] = (),
     restart: bool = False,
-    on_step: Callable[[train.Progress], None] = lambda progress: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> ConceptFile:
     """Learn a concept from a folder or file, into the run folder `out` (default `runs/NAME`).
 
@@ -169,20 +150,71 @@ def generate(
         inversion=None if inversion is None else _inversion(base, inversion, inversion_strength, config),
     )
     frames = _sampled(base, _worded(prompt, files), composition, config, seed, on_step)
-    origin = base.origin
     made = {
-        "created_by": f"dreamvideo {version('dreamvideo')}",
-        "base": {"reference": origin.reference, "image_encoder": origin.image_encoder, "dtype": base.precision},
+        **_made_by(base),
         "prompt": prompt,
-        "concepts": [{**_file(file.path), "name": file.meta.name, "weight": str(weight)} for file, weight in weighted],
-        "appearance": appearance and _file(appearance),
+        "concepts": [
+            {**described_file(file.path), "name": file.meta.name, "weight": str(weight)} for file, weight in weighted
+        ],
+        "appearance": appearance and described_file(appearance),
         "appearance_strength": composition.appearance and list(composition.appearance.strength),
-        "inversion": inversion and {**_file(inversion), "strength": inversion_strength},
+        "inversion": inversion and {**described_file(inversion), "strength": inversion_strength},
         "noise_offset": composition.noise_offset,
         "seed": seed,
         "config": plain(config),
     }
     return Video(frames, config.fps, made)
+
+
+def edit(
+    base: VideoBase,
+    clip: str | Path,
+    prompt: str,
+    *,
+    caption: str | None = None,
+    method: str = "text2live",
+    recipe: str | None = None,
+    settings: Iterable[Mapping[str, Any]] = (),
+    keep: str | Path | None = None,
+    seed: int = 0,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> Video:
+    """Make of a clip what `prompt` says.
+
+    Args:
+        clip: a file; masks of its foreground may lie beside it, `masks/NAME/*.png`, one for each frame.
+        caption: what it shows; default what is written beside it.
+        method: one of `dreamvideo edits`.
+        recipe: name of a shipped recipe, or a TOML file.
+        settings: nested dicts over the recipe, such as `{"edit": {"steps": 100}}`.
+        keep: a folder for what depends on the clip alone: for its next edit, or for the same one after a stop.
+
+    Raises:
+        BadInput: the clip, the recipe or the base will not do.
+        RunFailed, Interrupted: see `dreamvideo.editing.perform`.
+    """
+    resolved = editing.resolve(method, base, recipe=recipe, settings=settings)
+    source = editing.read(clip, resolved.clip, caption=caption)
+    task = Task(
+        frames=source.frames,
+        masks=source.masks,
+        caption=source.caption,
+        prompt=prompt,
+        keep=None if keep is None else Path(keep),
+    )
+    edited = editing.perform(resolved.edit, base, task, seed=seed, on_step=on_step)
+    made = {
+        **_made_by(base),
+        "edit": {"name": method, **plain(resolved.edit)},
+        "clip": described_file(source.path),
+        "masks": [described_file(mask) for mask in source.mask_files],
+        "sizes": plain(resolved.clip),
+        "caption": source.caption,
+        "prompt": prompt,
+        "seed": seed,
+        "measured": dict(edited.measured),
+    }
+    return Video(_bytes(edited.frames), source.fps, made)
 
 
 def regenerate(path: str | Path, *, device: str = "auto") -> Video:
@@ -191,32 +223,44 @@ def regenerate(path: str | Path, *, device: str = "auto") -> Video:
     Raises:
         BadFile: not such a JSON, or a file that it names is gone or has changed.
     """
+    made = read_made(path)
     try:
-        made = json.loads(Path(path).read_text(encoding="utf-8"))
-        base, files = made["base"], [*made["concepts"], made["appearance"], made["inversion"]]
-    except FileNotFoundError as error:
-        raise BadFile(f"{path}: no such file") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"{path}: not a JSON that `dreamvideo generate` wrote beside a video") from error
-    for file in filter(None, files):
-        if not Path(file["path"]).is_file():
-            raise BadFile(f"{path} needs {file['path']}, which is gone")
-        if _sha256(Path(file["path"])) != file["sha256"]:
-            raise BadFile(f"{path} needs {file['path']} as it was; it has changed")
-    paths = [None if file is None else file["path"] for file in (made["appearance"], made["inversion"])]
-    return generate(
-        load_base(base["reference"], dtype=base["dtype"], device=device, image_encoder=base["image_encoder"]),
-        made["prompt"],
-        concepts=[concept["path"] for concept in made["concepts"]],
-        weights=[concept["weight"] for concept in made["concepts"]],
-        appearance=paths[0],
-        appearance_strength=made["appearance_strength"],
-        inversion=paths[1],
-        inversion_strength=made["inversion"]["strength"] if made["inversion"] else 0.0,
-        noise_offset=made["noise_offset"],
-        seed=made["seed"],
-        config=build(SampleConfig, made["config"], where="config"),
-    )
+        origin = made["base"]
+        again = partial(edit, **_edit_again(made)) if "edit" in made else partial(generate, **_generate_again(made))
+        encoder = origin["image_encoder"]
+        load = partial(load_base, origin["reference"], dtype=origin["dtype"], device=device, image_encoder=encoder)
+    except (KeyError, TypeError) as error:
+        raise BadFile(f"{path}: not a JSON that was written beside a video") from error
+    return again(load())
+
+
+def _generate_again(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` that made a video."""
+    return {
+        "prompt": made["prompt"],
+        "concepts": [concept["path"] for concept in made["concepts"]],
+        "weights": [concept["weight"] for concept in made["concepts"]],
+        "appearance": made["appearance"] and made["appearance"]["path"],
+        "appearance_strength": made["appearance_strength"],
+        "inversion": made["inversion"] and made["inversion"]["path"],
+        "inversion_strength": made["inversion"]["strength"] if made["inversion"] else 0.0,
+        "noise_offset": made["noise_offset"],
+        "seed": made["seed"],
+        "config": build(SampleConfig, made["config"], where="config"),
+    }
+
+
+def _edit_again(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `edit` that made a video."""
+    settings = dict(made["edit"])
+    return {
+        "clip": made["clip"]["path"],
+        "prompt": made["prompt"],
+        "caption": made["caption"],
+        "method": settings.pop("name"),
+        "settings": [{"edit": settings, "clip": made["sizes"]}],
+        "seed": made["seed"],
+    }
 
 
 def _remarks(concept: Concept) -> list[str]:
@@ -239,8 +283,21 @@ def _sampled(
 ) -> np.ndarray:
     """Frames, uint8 (F, H, W, 3)."""
     latents = sample.generate(base, prompt, composition, config, seed=seed, on_step=on_step)
-    pixels = base.decode(latents)[0].permute(1, 2, 3, 0)
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+    return _bytes((base.decode(latents)[0].transpose(0, 1) + 1) / 2)
+
+
+def _bytes(frames: torch.Tensor) -> np.ndarray:
+    """(F, 3, H, W) in [0, 1] -> uint8 (F, H, W, 3)."""
+    return (frames.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
+
+
+def _made_by(base: VideoBase) -> dict[str, Any]:
+    """The first lines of a video's JSON."""
+    origin = base.origin
+    return {
+        "created_by": f"dreamvideo {version('dreamvideo')}",
+        "base": {"reference": origin.reference, "image_encoder": origin.image_encoder, "dtype": base.precision},
+    }
 
 
 def _weighted(
@@ -321,13 +378,3 @@ def _inversion(base: VideoBase, clip: str | Path, strength: float, config: Sampl
     plan = media.plan_frames(len(read.frames), read.fps, frames=config.frames, rate=config.fps, short="loop")
     mean, _ = base.encode_video(to_pixels(read.frames[list(plan.indices(plan.starts[0]))]))
     return Inversion(latents=mean, strength=strength)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _file(path: str | Path | None) -> dict[str, str]:
-    """How a video's JSON names a file that it needs; nothing for a concept that has no file."""
-    return {} if path is None else {"path": str(Path(path).resolve()), "sha256": _sha256(Path(path))}

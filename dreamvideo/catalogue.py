@@ -1,4 +1,4 @@
-"""The methods and bases there are, read from their source: a list must not cost an import of torch.
+"""The methods, edits and bases there are, read from their source: a list must not cost an import of torch.
 
 What the classes state as literals is what `methods.available()` and `bases.available()` find on the imported classes;
 a class that states less is an error here and not an empty cell.
@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamvideo.bundled import bundled, card
 
-__all__ = ["BaseEntry", "MethodEntry", "bases", "half", "methods"]
+__all__ = ["BaseEntry", "EditEntry", "MethodEntry", "bases", "edits", "half", "methods"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -25,6 +25,15 @@ class MethodEntry:
     name: str
     learns: str
     """`image` or `clip`."""
+    summary: str
+    recipes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EditEntry:
+    """A method that edits a clip: what it is called by, and the recipes that ship for it."""
+
+    name: str
     summary: str
     recipes: tuple[str, ...]
 
@@ -58,6 +67,19 @@ def half(method: str, role: str) -> str:
     `lora-motion`. Any other name stays as it is."""
     name = f"{method}-{role}"
     return name if name in {entry.name for entry in methods()} else method
+
+
+def edits() -> tuple[EditEntry, ...]:
+    """Every edit, by name.
+
+    Raises:
+        ValueError: a class in EDITS does not state its name as a literal.
+    """
+    found = (
+        EditEntry(_literal(kind, "name"), _summary(kind), _recipes(_literal(kind, "name")))
+        for kind in _listed(_PACKAGE / "edits", "EDITS")
+    )
+    return tuple(sorted(found, key=lambda entry: entry.name))
 
 
 def bases() -> tuple[BaseEntry, ...]:

@@ -28,12 +28,7 @@ def build(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
     Raises:
         BadConfig: an unknown name, or a value of another type or out of range.
     """
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no settings'}"
-            raise BadConfig(f"{where}: there is no setting {name!r}; {hint}")
+    _check_names(kind, values, where)
     try:
         # Extra keys are refused above; strict would refuse an int where a float is meant, and lists for tuples.
         return pydantic.TypeAdapter(kind).validate_python(dict(values))
@@ -41,6 +36,18 @@ def build(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
         first = error.errors()[0]
         place = ".".join(str(part) for part in (where, *first["loc"]))
         raise BadConfig(f"{place}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _check_names(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Refuse names that a dataclass, or one inside it, does not know; pydantic would pass over them."""
+    known = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no settings'}"
+            raise BadConfig(f"{where}: there is no setting {name!r}; {hint}")
+        if dataclasses.is_dataclass(known[name]) and isinstance(value, Mapping):
+            _check_names(known[name], value, f"{where}.{name}")
 
 
 def plain(value: Any) -> Any:

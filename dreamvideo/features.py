@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, CLIPModel, CLIPTokenizer
 
-__all__ = ["Images", "Preprocessing", "Texts", "clip", "dino"]
+__all__ = ["Images", "Preprocessing", "Texts", "clip", "clip_parts", "dino"]
 
 _SLICE = 32
 """Pictures that pass an encoder at once."""
@@ -32,7 +32,10 @@ class Preprocessing:
     def read(cls, folder: str | Path) -> "Preprocessing":
         """From `preprocessor_config.json`, in the form that transformers gives it."""
         says = json.loads((Path(folder) / "preprocessor_config.json").read_text(encoding="utf-8"))
-        resize, crop = says["size"]["shortest_edge"], says["crop_size"]["height"]
+        resize, crop = says["size"], says["crop_size"]
+        # OpenAI's own files are from before there were two numbers to a size.
+        resize = resize["shortest_edge"] if isinstance(resize, dict) else resize
+        crop = crop["height"] if isinstance(crop, dict) else crop
         return cls(resize, crop, tuple(says["image_mean"]), tuple(says["image_std"]))
 
     def __call__(self, frames: np.ndarray) -> Tensor:
@@ -81,9 +84,15 @@ class Texts:
         return F.normalize(self.model(ids).float(), dim=-1)
 
 
+def clip_parts(folder: str | Path) -> tuple[Any, Any, Preprocessing]:
+    """CLIP's model, frozen, its tokenizer and its preprocessing, from a folder in transformers' layout."""
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    return model, CLIPTokenizer.from_pretrained(folder), Preprocessing.read(folder)
+
+
 def clip(folder: str | Path) -> tuple[Images, Texts]:
     """CLIP's two encoders, from a folder in transformers' layout."""
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model, tokenizer, preprocessing = clip_parts(folder)
 
     def look(pixels: Tensor) -> Tensor:
         return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
@@ -91,8 +100,7 @@ def clip(folder: str | Path) -> tuple[Images, Texts]:
     def read(ids: Tensor) -> Tensor:
         return model.text_projection(model.text_model(input_ids=ids).pooler_output)
 
-    images = Images(Path(folder).name, Preprocessing.read(folder), look)
-    return images, Texts(CLIPTokenizer.from_pretrained(folder), read)
+    return Images(Path(folder).name, preprocessing, look), Texts(tokenizer, read)
 
 
 def dino(folder: str | Path) -> Images:

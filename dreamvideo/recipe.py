@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from dreamvideo.data import DataConfig
 from dreamvideo.errors import BadConfig
 from dreamvideo.methods.method import Method
 
-__all__ = ["DEFAULT", "FREE", "SEVERAL", "Recipe", "TrainConfig", "recipes", "resolve"]
+__all__ = ["DEFAULT", "FREE", "SEVERAL", "Recipe", "TrainConfig", "check_sections", "read", "recipes", "resolve"]
 
 DEFAULT = "paper"
 FREE = ("train.save_every", "train.preview_every")
@@ -82,6 +82,31 @@ def recipes(method: str) -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".toml") for file in folder.iterdir())) if folder.is_dir() else ()
 
 
+def read(method: str, base: VideoBase, recipe: str | None) -> dict[str, Any]:
+    """The sections of a shipped recipe or of a TOML file; without a name the one named like the base, else `paper`.
+
+    Raises:
+        BadConfig: no such recipe.
+    """
+    shipped = recipes(method)
+    name = recipe or (base.name if base.name in shipped else DEFAULT)
+    if name.endswith(".toml"):
+        return config.read_toml(name)
+    if name in shipped:
+        return config.read_toml(str(files("dreamvideo") / "recipes" / method / f"{name}.toml"))
+    raise BadConfig(f"--recipe {name}: {method} has {', '.join(shipped) or 'none'}; or give a .toml file")
+
+
+def check_sections(values: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a recipe with other sections than the known ones.
+
+    Raises:
+        BadConfig: with the first of the others.
+    """
+    if unknown := values.keys() - set(known):
+        raise BadConfig(f"the recipe: there is no section {sorted(unknown)[0]!r}; it has {', '.join(known)}")
+
+
 def resolve(
     method: str, base: VideoBase, concept: Concept, *, recipe: str | None = None, settings: Iterable[Mapping] = ()
 ) -> Recipe:
@@ -94,19 +119,10 @@ def resolve(
     Raises:
         BadConfig: no such recipe, or an unknown or wrong setting.
     """
-    shipped = recipes(method)
-    name = recipe or (base.name if base.name in shipped else DEFAULT)
-    if name.endswith(".toml"):
-        values = config.read_toml(name)
-    elif name in shipped:
-        values = config.read_toml(str(files("dreamvideo") / "recipes" / method / f"{name}.toml"))
-    else:
-        raise BadConfig(f"--recipe {name}: {method} has {', '.join(shipped) or 'none'}; or give a .toml file")
+    values = read(method, base, recipe)
     several = values.pop(SEVERAL, {})
     values = config.merged(values, several if len(concept.examples) > 1 else {}, *settings)
-    sections = {"method", "train", "data"}
-    if unknown := values.keys() - sections:
-        raise BadConfig(f"recipe {name}: there is no section {sorted(unknown)[0]!r}; it has method, train, data")
+    check_sections(values, ("method", "train", "data"))
     return Recipe(
         base={"name": base.name, "family": base.family, "dtype": base.precision},
         concept={

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,12 @@ from dreamvideo.data import Data, Sampler, order
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import Interrupted, RunFailed
 from dreamvideo.methods.method import Stage
+from dreamvideo.progress import Progress
 from dreamvideo.recipe import Recipe, TrainConfig
 from dreamvideo.run import Run, State, described
 from dreamvideo.stopping import stopping
 
-__all__ = ["Progress", "fit"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is told after every update."""
-
-    stage: str
-    step: int
-    steps: int
-    loss: float
+__all__ = ["fit"]
 
 
 def fit(

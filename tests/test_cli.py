@@ -217,7 +217,8 @@ def test_lists_and_help_do_without_torch():
     """`bases`, `methods`, `inspect FOLDER` and --help import neither torch nor diffusers."""
     script = (
         "import sys; from dreamvideo import cli\n"
-        "for words in (['--help'], ['generate', '--help'], ['bases'], ['methods', '--json'], ['inspect', '.']):\n"
+        "for words in (['--help'], ['generate', '--help'], ['bases'], ['methods', '--json'],\n"
+        "              ['edit', '--help'], ['edits'], ['inspect', '.']):\n"
         "    sys.argv = ['dreamvideo', *words]\n"
         "    try: cli.main()\n"
         "    except SystemExit as ended: assert not ended.code, (words, ended.code)\n"

@@ -15,9 +15,11 @@ import pytest
 import typer
 
 import dreamvideo
-from dreamvideo import config, methods
+from dreamvideo import config, edits, methods
 from dreamvideo.cli import app
 from dreamvideo.data import DataConfig
+from dreamvideo.editing import ClipConfig
+from dreamvideo.edits.atlas import AtlasConfig
 from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
 
 # -- what holds -------------------------------------------------------------------------------------------------------
@@ -26,12 +28,17 @@ from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
 # `adapters.*` is everything in adapters/, `methods` alone the package's own face. A new module needs a row, unless it
 # is a method, a base or a kind of adapter: those have theirs.
 FREE = {"errors", "files"}
-BELOW_API = "adapters.* bases bases.base bundled concept config data diffusion media methods recipe run sample train"
+BELOW_API = (
+    "adapters.* bases bases.base bundled concept config data diffusion editing edits.edit media methods progress "
+    "recipe run sample train video"
+)
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
+    **dict.fromkeys(("discovery", "hub", "progress", "terminal"), ""),
     "bundled": "config",
     "features": "",
+    "video": "media",
     "views": "",
     "metrics": "",
     "metrics.*": "metrics.metric features",
@@ -42,7 +49,7 @@ ARROWS = {
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
-    "bases": "bases.base bundled config",
+    "bases": "bases.base bundled config hub",
     "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.modes bases.places bases.records "
     "bases.text diffusion",
     "bases.places": "adapters.graft adapters.ports",
@@ -50,13 +57,16 @@ ARROWS = {
     "bases.*": "adapters.ports bases.base bases.images bases.parts",
     # row 2: how
     "data": "bases.base concept diffusion media views",
-    "methods": "methods.method",
+    "methods": "discovery methods.method",
     "methods.prompts": "concept",
     "methods.*": "methods.method methods.prompts methods.tuning adapters.* bases.base concept data diffusion views",
+    "edits": "discovery edits.edit",
+    "edits.*": "edits.* bases.base bundled config diffusion features hub progress",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
-    "train": "run recipe data concept bases.base adapters.* methods.method diffusion stopping",
+    "train": "run recipe data concept bases.base adapters.* methods.method diffusion progress stopping",
+    "editing": "recipe edits edits.edit bases.base concept config media progress stopping",
     "sample": "bases.base adapters.* diffusion",
     "merging": "adapters.* bases.base",
     "official": "official.*",
@@ -65,13 +75,13 @@ ARROWS = {
     "convert": "bases official adapters.file adapters.lora adapters.words",
     "api": BELOW_API,
     "demo": f"api features metrics.* {BELOW_API}",
-    "cli": "api bundled catalogue config convert demo describe doctor official sample",
+    "cli": "api bundled catalogue config convert demo describe doctor official sample terminal",
     "__main__": "cli",
-    "__init__": "api adapters.file sample",
+    "__init__": "api adapters.file sample video",
 }
 LAZY = {"cli", "__init__"}  # where our own modules may be imported late, so that the command line answers at once
 
-LINES = {"methods.*": 200, "train": 250, "*": 400}
+LINES = {"methods.*": 200, "edits.*": 200, "train": 250, "*": 400}
 FUNCTION_LINES = 60
 LONG_FUNCTIONS = {  # name -> why it may be longer
     "cli.generate": "one line for every option; typer reads them from the signature",
@@ -91,11 +101,13 @@ OPTIONS = {
     "generate": "--appearance --appearance-strength --base --count --device --dtype --fps --frames --from --guidance "
     "--height --image-encoder --inversion --inversion-strength --json --motion --negative --noise-offset --out "
     "--sampler --seed --steps --subject --width",
+    "edit": "--base --caption --device --dtype --json --keep --method --out --recipe --seed --set",
     "demo": "--base --device --dtype --out --steps",
     "convert": "--appearance-strength --caption --family --json --layers --name --out --placement --to --word",
     "inspect": "--fps --frames --json",
     "bases": "--json",
     "methods": "--json",
+    "edits": "--json",
     "doctor": "--json",
 }
 
@@ -284,8 +296,9 @@ def test_every_setting_is_read() -> None:
 
     anywhere = set().union(*(read(tree) for tree in TREES.values()))
     unread = {}
-    for kind in (TrainConfig, DataConfig, *methods.available().values()):
-        own = kind not in (TrainConfig, DataConfig)  # a method reads its settings itself, or what it derives from does
+    shared = (TrainConfig, DataConfig, ClipConfig, AtlasConfig)
+    for kind in (*shared, *methods.available().values(), *edits.available().values()):
+        own = kind not in shared  # a method reads its settings itself, or what it derives from does
         parents = [part for part in kind.__mro__ if part.__module__.startswith("dreamvideo.")]
         seen = set().union(*(read(ast.parse(inspect.getsource(p)), of="self") for p in parents)) if own else anywhere
         unread[kind.__name__] = {field.name for field in dataclasses.fields(kind)} - seen
@@ -295,12 +308,15 @@ def test_every_setting_is_read() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").rglob("*")), ids=lambda f: str(f.relative_to(ROOT)))
 def test_every_recipe_builds(file: Path) -> None:
     if file.is_dir():
-        assert file.name in methods.available()
+        assert file.name in methods.available() | edits.available()
         assert (file / f"{DEFAULT}.toml").is_file()
         return
     values = config.read_toml(file)
     several = values.pop(SEVERAL, {})
-    kinds = {"method": methods.find(file.parent.name), "train": TrainConfig, "data": DataConfig}
+    if file.parent.name in edits.available():
+        kinds = {"edit": edits.find(file.parent.name), "clip": ClipConfig}
+    else:
+        kinds = {"method": methods.find(file.parent.name), "train": TrainConfig, "data": DataConfig}
     for recipe in (values, config.merged(values, several)):
         assert recipe.keys() <= kinds.keys()
         for name, kind in kinds.items():
@@ -308,7 +324,8 @@ def test_every_recipe_builds(file: Path) -> None:
 
 
 def test_every_method_has_a_recipe() -> None:
-    assert {file.parent.name for file in (ROOT / "recipes").glob(f"*/{DEFAULT}.toml")} == methods.available().keys()
+    named = methods.available().keys() | edits.available().keys()
+    assert {file.parent.name for file in (ROOT / "recipes").glob(f"*/{DEFAULT}.toml")} == named
 
 
 def test_the_command_line_is_frozen() -> None:

@@ -24,7 +24,7 @@ from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import BadConfig, BadInput, Interrupted, RunFailed
-from dreamvideo.train import Progress
+from dreamvideo.progress import Progress
 
 QUICK = {"steps": 4, "batch": 2, "save_every": 2}
 CAPTION = "a car turning"
