@@ -38,7 +38,7 @@ class CustomDiffusion(Method):
     learns: ClassVar = "image"
 
     start: str = "ktn"
-    """The rare word that the learned one starts as (token 42170 of CLIP's vocabulary)."""
+    """The rare word that the learned one starts as (token 42170 of CLIP's vocabulary); if empty, the class word."""
     detach_start: bool = True
     """The start token, equal in every prompt, teaches keys and values nothing."""
     steps: int = 250
