@@ -1,6 +1,7 @@
 """Finished bases in diffusers' layout and half precision, from what the stages left."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stages.stage import Setup
 
 __all__ = ["assemble"]
 
-_SHARD = "15MB"
+_SHARD = "16MB"
 _SUMMARY = {
     "emojiworld": "EmojiWorld: emoji that move about in painted places, as video.",
     "emojiworld-image": "EmojiWorld: emoji in painted places, as pictures.",
@@ -87,6 +88,9 @@ def _part(new: torch.nn.Module, old: torch.nn.Module) -> torch.nn.Module:
 def _save(part: Any, folder: Path) -> None:
     if isinstance(part, torch.nn.Module):
         copy.deepcopy(part).half().save_pretrained(folder, max_shard_size=_SHARD)
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        about.pop("_name_or_path", None)  # where it lay while it was made
+        write_json(folder / "config.json", about)
     else:
         part.save_pretrained(folder)
 
