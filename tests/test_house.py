@@ -30,6 +30,7 @@ BELOW_API = "adapters.* bases bases.base bundled concept config data diffusion m
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
+    **dict.fromkeys(("hub", "options", "terminal"), ""),
     "bundled": "config",
     "features": "",
     "views": "",
@@ -42,7 +43,7 @@ ARROWS = {
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
-    "bases": "bases.base bundled config",
+    "bases": "bases.base bundled config hub",
     "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.modes bases.places bases.records "
     "bases.text diffusion",
     "bases.places": "adapters.graft adapters.ports",
@@ -65,7 +66,7 @@ ARROWS = {
     "convert": "bases official adapters.file adapters.lora adapters.words",
     "api": BELOW_API,
     "demo": f"api features metrics.* {BELOW_API}",
-    "cli": "api bundled catalogue config convert demo describe doctor official sample",
+    "cli": "api bundled catalogue config convert demo describe doctor official options sample terminal",
     "__main__": "cli",
     "__init__": "api adapters.file sample",
 }

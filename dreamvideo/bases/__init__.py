@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dreamvideo.bases.base import DTYPES, Defaults, Origin, VideoBase
 from dreamvideo.bundled import bundled, card
 from dreamvideo.config import build
-from dreamvideo.errors import BadInput, MissingWeights, Unsupported
+from dreamvideo.errors import BadInput, Unsupported
+from dreamvideo.hub import fetched
 
 __all__ = ["available", "load"]
 
@@ -137,14 +136,8 @@ def _folder(reference: str) -> Path:
         return Path(reference)
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
         raise BadInput(f"base {reference}: neither a folder nor a known name; `dreamvideo bases` lists the names")
-    try:
-        return Path(snapshot_download(reference, allow_patterns=_FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass  # Not in the cache: fetch it.
-    try:
-        return Path(snapshot_download(reference, allow_patterns=_FILES, etag_timeout=5))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
-        raise MissingWeights(
-            f"{reference} is not on this machine and cannot be fetched: copy its folder (model_index.json, scheduler, "
-            f"text_encoder, tokenizer, unet, vae; *.json, *.txt, *.safetensors) here and give its path"
-        ) from error
+    advice = (
+        "copy its folder (model_index.json, scheduler, text_encoder, tokenizer, unet, vae; *.json, *.txt, "
+        "*.safetensors) here and give its path"
+    )
+    return fetched(reference, _FILES, advice=advice)
