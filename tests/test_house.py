@@ -30,7 +30,7 @@ BELOW_API = "adapters.* bases bases.base bundled concept config data diffusion m
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
-    **dict.fromkeys(("hub", "options", "terminal"), ""),
+    **dict.fromkeys(("flow", "hub", "options", "terminal"), ""),
     "bundled": "config",
     "features": "",
     "views": "",
