@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from dreamvideo.adapters.file import load as load_concept
     from dreamvideo.api import Video, generate, learn, load_base, regenerate
     from dreamvideo.sample import SampleConfig
+    from dreamvideo.scoring import score
 
-__all__ = ["SampleConfig", "Video", "generate", "learn", "load_base", "load_concept", "regenerate"]
+__all__ = ["SampleConfig", "Video", "generate", "learn", "load_base", "load_concept", "regenerate", "score"]
 
-_HOMES = {"SampleConfig": "sample", "load_concept": "adapters.file"}
+_HOMES = {"SampleConfig": "sample", "load_concept": "adapters.file", "score": "scoring"}
 _NAMES = {"load_concept": "load"}
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dreamvideo import catalogue
+from dreamvideo import catalogue, measuring
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(measuring.app)
 
 
 class Sampler(StrEnum):

@@ -32,10 +32,10 @@ ARROWS = {
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
     **dict.fromkeys(("flow", "hub", "options", "terminal"), ""),
     "bundled": "config",
-    "features": "",
+    "features": "hub",
     "views": "",
-    "metrics": "",
-    "metrics.*": "metrics.metric features",
+    "metrics": "metrics.* bases.base bundled features",
+    "metrics.*": "metrics.metric metrics.weights features flow",
     "catalogue": "bundled",
     "adapters.file": "adapters.*",
     "adapters": "",
@@ -65,12 +65,15 @@ ARROWS = {
     # rows 4 to 6: the edges
     "convert": "bases official adapters.file adapters.lora adapters.words",
     "api": BELOW_API,
-    "demo": f"api features metrics.* {BELOW_API}",
-    "cli": "api bundled catalogue config convert demo describe doctor official options sample terminal",
+    "scoring": "bundled concept media metrics metrics.metric",
+    "demo": f"api metrics metrics.metric scoring {BELOW_API}",
+    "measuring": "catalogue options scoring terminal",
+    "cli": "api bundled catalogue config convert demo describe doctor measuring official options sample terminal",
     "__main__": "cli",
-    "__init__": "api adapters.file sample",
+    "__init__": "api adapters.file sample scoring",
 }
-LAZY = {"cli", "__init__"}  # where our own modules may be imported late, so that the command line answers at once
+# Where our own modules may be imported late, so that the command line answers at once.
+LAZY = {"cli", "measuring", "__init__"}
 
 LINES = {"methods.*": 200, "train": 250, "*": 400}
 FUNCTION_LINES = 60
@@ -97,6 +100,8 @@ OPTIONS = {
     "inspect": "--fps --frames --json",
     "bases": "--json",
     "methods": "--json",
+    "metrics": "--json",
+    "score": "--base --clip --device --dino --json --lpips --prompt --raft --reference-clip --references --sibling",
     "doctor": "--json",
 }
 
@@ -198,7 +203,7 @@ def test_all_is_complete(name: str) -> None:
     The commands of the command line are taken by typer.
     """
     public = set()
-    if name != "cli":
+    if name not in ("cli", "measuring"):
         public = {n.name for n in TREES[name].body if isinstance(n, FUNCTIONS) and not n.name.startswith("_")}
     for tree in TREES.values():
         modules = {here for module, inner, here in _taken(tree) if module == name and inner is None}
