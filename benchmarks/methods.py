@@ -27,15 +27,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from dreamvideo import api, bases, features, media, methods
+from dreamvideo import api, bases, media, methods, metrics
 from dreamvideo.adapters.file import ConceptFile
-from dreamvideo.bundled import DEFAULT_BASE, EXAMPLES, bundled, card
+from dreamvideo.bundled import DEFAULT_BASE, EXAMPLES
 from dreamvideo.concept import read_concept
 from dreamvideo.data import to_pixels
 from dreamvideo.errors import Unsupported
 from dreamvideo.files import whole, write_json, write_text
 from dreamvideo.metrics.metric import Sample
-from dreamvideo.metrics.similarity import ClipT, SubjectSimilarity
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = ROOT / "pretrain"
@@ -112,7 +111,7 @@ def _cost(concept: ConceptFile, record: Mapping[str, Any]) -> dict[str, Any]:
 def _subject(base: Any, cell: Cell, learned: Sequence[ConceptFile]) -> tuple[list[np.ndarray], dict[str, float]]:
     """The subject in every place: like its pictures? As the prompt says? In that place?"""
     folder = EXAMPLES / "subjects" / cell.concept
-    references = np.stack([media.read_image(path).pixels for path in sorted(folder.glob("*.png"))])
+    references = [media.read_image(path).pixels for path in sorted(folder.glob("*.png"))]
     word = read_concept(folder, kind="image").word
     name = f"a <{cell.concept}>" if learned else f"a {word}"
     clips = [
@@ -120,17 +119,14 @@ def _subject(base: Any, cell: Cell, learned: Sequence[ConceptFile]) -> tuple[lis
         for seed in range(cell.seeds)
         for place in PLACES
     ]
-    home = bundled()[DEFAULT_BASE]
-    images, texts = features.clip(home / card(home).encoders["clip"])
-    looks = features.dino(home / card(home).encoders["dino"])
-    metrics = [SubjectSimilarity("DINO-I", looks), ClipT(images, texts)]
+    chosen = [metric for metric in metrics.for_base(DEFAULT_BASE) if metric.name in ("DINO-I", "CLIP-T")]
     prompts = [f"a {word} {place}" for place in PLACES] * cell.seeds
     scores = {
         metric.name: statistics.mean(
             metric.measure(Sample(frames=frames, prompt=prompt, references=references))
             for frames, prompt in zip(clips, prompts, strict=True)
         )
-        for metric in metrics
+        for metric in chosen
     }
     seen = Judge.load(PRETRAIN / "judge").verdict(_pixels(clips), Motions(base.defaults.frames))
     return clips, {**scores, "place": _right(seen.place, [place.split()[-1] for place in PLACES])}

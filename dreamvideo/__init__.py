@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from dreamvideo.adapters.file import load as load_concept
     from dreamvideo.api import edit, generate, learn, load_base, regenerate
     from dreamvideo.sample import SampleConfig
+    from dreamvideo.scoring import score
     from dreamvideo.video import Video
 
-__all__ = ["SampleConfig", "Video", "edit", "generate", "learn", "load_base", "load_concept", "regenerate"]
+__all__ = ["SampleConfig", "Video", "edit", "generate", "learn", "load_base", "load_concept", "regenerate", "score"]
 
-_HOMES = {"SampleConfig": "sample", "Video": "video", "load_concept": "adapters.file"}
+_HOMES = {"SampleConfig": "sample", "Video": "video", "load_concept": "adapters.file", "score": "scoring"}
 _NAMES = {"load_concept": "load"}
 
 

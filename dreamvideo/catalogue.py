@@ -1,4 +1,4 @@
-"""The methods, edits and bases there are, read from their source: a list must not cost an import of torch.
+"""The methods, edits, metrics and bases there are, read from their source: a list must not cost an import of torch.
 
 What the classes state as literals is what `methods.available()` and `bases.available()` find on the imported classes;
 a class that states less is an error here and not an empty cell.
@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamvideo.bundled import bundled, card
 
-__all__ = ["BaseEntry", "EditEntry", "MethodEntry", "bases", "edits", "half", "methods"]
+__all__ = ["BaseEntry", "EditEntry", "MethodEntry", "MetricEntry", "bases", "edits", "half", "methods", "metrics"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -36,6 +36,16 @@ class EditEntry:
     name: str
     summary: str
     recipes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """A metric: what it is called by, what must be there for it beside the video, and which way is better."""
+
+    name: str
+    needs: str
+    higher_is_better: bool
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,21 @@ def edits() -> tuple[EditEntry, ...]:
     found = (
         EditEntry(_literal(kind, "name"), _summary(kind), _recipes(_literal(kind, "name")))
         for kind in _listed(_PACKAGE / "edits", "EDITS")
+    )
+    return tuple(sorted(found, key=lambda entry: entry.name))
+
+
+def metrics() -> tuple[MetricEntry, ...]:
+    """Every metric, by name.
+
+    Raises:
+        ValueError: a class in METRICS does not state its name, or what it needs, as a literal.
+    """
+    found = (
+        MetricEntry(
+            _literal(kind, "name"), _literal(kind, "needs"), _literal(kind, "higher_is_better", True), _summary(kind)
+        )
+        for kind in _listed(_PACKAGE / "metrics", "METRICS")
     )
     return tuple(sorted(found, key=lambda entry: entry.name))
 

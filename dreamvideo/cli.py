@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from dreamvideo import catalogue
+from dreamvideo import catalogue, measuring
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
+from dreamvideo.options import Device, Json
 from dreamvideo.terminal import bar, outline, say, table
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(measuring.app)
 
 
 class Sampler(StrEnum):
@@ -55,9 +57,7 @@ Base = Annotated[str, typer.Option(help="A base's name, its folder in diffusers'
 ImageEncoder = Annotated[
     str | None, typer.Option(help="Folder or hub id of a CLIP image encoder, for appearance guidance.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes the accelerator where there is one.")]
 Dtype = Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16; auto is fp32 on a CPU, else bf16.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of sentences.")]
 RecipeName = Annotated[str | None, typer.Option(help="A shipped recipe's name (paper, official) or a .toml file.")]
 Set = Annotated[list[str], typer.Option("--set", help="Any setting of the recipe: section.field=value. Repeatable.")]
 LearnSteps = Annotated[int | None, typer.Option(min=1, help="Updates of every stage, instead of the recipe's.")]

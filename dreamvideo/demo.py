@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from dreamvideo import api, features, media
+from dreamvideo import api, metrics, scoring
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.bases.base import VideoBase
-from dreamvideo.bundled import EXAMPLES, bundled, card
+from dreamvideo.bundled import EXAMPLES
 from dreamvideo.files import write_text
-from dreamvideo.metrics.metric import Metric, Sample
-from dreamvideo.metrics.similarity import ClipT, SubjectSimilarity, TemporalConsistency
+from dreamvideo.metrics.metric import Sample, measured
 
 __all__ = ["demo"]
 
@@ -70,11 +69,8 @@ def demo(base: VideoBase, folder: Path, *, steps: int | None, on_stage: Callable
         _Column("both", f"a <{_SUBJECT}> {_MOTION} {{}}", (subject, motion)),
     ]
     looks = sorted(pictures.glob("*.png"))
-    references = np.stack([media.read_image(path).pixels for path in looks])
-    metrics = _metrics(base)
-    rows = [
-        [_made(base, column, place, folder, looks[0], references, metrics) for column in columns] for place in _PLACES
-    ]
+    scores = _scores(base)
+    rows = [[_made(base, column, place, folder, looks[0], scores) for column in columns] for place in _PLACES]
     text = Environment(loader=PackageLoader("dreamvideo"), autoescape=select_autoescape()).get_template("demo.html")
     page = text.render(
         base=base.name,
@@ -87,8 +83,8 @@ def demo(base: VideoBase, folder: Path, *, steps: int | None, on_stage: Callable
         titles=[column.title for column in columns],
         rows=rows,
         means={
-            metric.name: [np.mean([row[number].scores[metric.name] for row in rows]) for number in range(len(columns))]
-            for metric in metrics
+            name: [np.mean([row[number].scores[name] for row in rows]) for number in range(len(columns))]
+            for name in rows[0][0].scores
         },
     )
     write_text(folder / "index.html", page)
@@ -101,30 +97,27 @@ def _made(
     place: str,
     folder: Path,
     look: Path,
-    references: np.ndarray,
-    metrics: Sequence[Metric],
+    scores: Callable[[np.ndarray, str], dict[str, float]],
 ) -> _Cell:
     prompt = column.prompt.format(place)
     # A picture of what should move: guidance for the motion's adapter.
     guide = look if any(concept.meta.role == "motion" for concept in column.concepts) else None
     video = api.generate(base, prompt, concepts=column.concepts, appearance=guide, seed=_SEED)
     file = video.save(folder / f"{column.title} {place}.mp4".replace(" ", "-"))
-    plain = f"an {_CLASS} {_MOTION} {place}"
-    sample = Sample(frames=video.frames, prompt=plain, references=references)
-    scores = {metric.name: metric.measure(sample) for metric in metrics}
-    return _Cell(
-        str(file.relative_to(folder)), prompt, {name: score for name, score in scores.items() if score is not None}
-    )
+    return _Cell(str(file.relative_to(folder)), prompt, scores(video.frames, f"an {_CLASS} {_MOTION} {place}"))
 
 
-def _metrics(base: VideoBase) -> list[Metric]:
-    """By the encoders that the base's card names, if it names any."""
-    home = bundled().get(base.name)
-    encoders = card(home).encoders if home is not None else {}
-    metrics: list[Metric] = []
-    if home is not None and "clip" in encoders:
-        images, texts = features.clip(home / encoders["clip"])
-        metrics += [ClipT(images, texts), TemporalConsistency(images)]
-    if home is not None and "dino" in encoders:
-        metrics.append(SubjectSimilarity("DINO-I", features.dino(home / encoders["dino"])))
-    return metrics
+def _scores(base: VideoBase) -> Callable[[np.ndarray, str], dict[str, float]]:
+    """Frames and a prompt in plain words -> every metric that applies: the same ones for every video."""
+    chosen, fps = metrics.for_base(base), base.defaults.fps
+    references = scoring.read_pictures(EXAMPLES / "subjects" / _SUBJECT)
+    motions = scoring.read_motions(EXAMPLES / "motions" / _MOTION, fps=fps)
+    copied = [frame for motion in motions for frame in motion.frames]
+
+    def scores(frames: np.ndarray, prompt: str) -> dict[str, float]:
+        sample = Sample(
+            frames=frames, fps=fps, prompt=prompt, references=references, motions=motions, training_frames=copied
+        )
+        return {one.name: one.value for one in measured(chosen, sample)}
+
+    return scores

@@ -1,12 +1,14 @@
 """The catalogue says what importing the modules says, without importing them."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dreamvideo import bases, bundled, catalogue, methods, recipe
+from dreamvideo import bases, bundled, catalogue, methods, metrics, recipe
 
 
 def test_methods_are_those_of_the_classes() -> None:
@@ -17,6 +19,19 @@ def test_methods_are_those_of_the_classes() -> None:
         first = method.__doc__.strip().splitlines()[0]
         expected = (method.learns, first.removesuffix(":"), recipe.recipes(name))
         assert (listed[name].learns, listed[name].summary, listed[name].recipes) == expected
+
+
+def test_metrics_are_those_of_the_classes() -> None:
+    listed = {entry.name: entry for entry in catalogue.metrics()}
+    modules = [
+        importlib.import_module(f"dreamvideo.metrics.{found.name}") for found in pkgutil.iter_modules(metrics.__path__)
+    ]
+    found = [kind for module in modules for kind in vars(module).get("METRICS", ())]
+    assert len(found) == len(listed) > 0
+    for kind in found:
+        entry = listed[kind.name]
+        assert (entry.needs, entry.higher_is_better) == (kind.needs, kind.higher_is_better)
+        assert entry.summary == kind.__doc__.strip().splitlines()[0]
 
 
 def test_bases_are_those_of_the_families() -> None:

@@ -12,6 +12,7 @@ from diffusers import UNet3DConditionModel
 
 from dreamvideo import bases, cli, official
 from dreamvideo.adapters import file
+from dreamvideo.bundled import EXAMPLES, bundled
 from dreamvideo.errors import Unsupported
 
 
@@ -213,12 +214,54 @@ def test_the_demo_makes_a_page_with_every_video(run, tmp_path: Path):
     assert "random weights" in page
 
 
+def test_any_video_is_scored(run, dog: Path, turn: Path):
+    subject, other = EXAMPLES / "subjects" / "fox", EXAMPLES / "motions" / "diving" / "0.mp4"
+    words = ["score", turn, "--prompt", "a car turning", "--references", subject, "--base", "emojiworld"]
+    code, out, err = run(*words, "--reference-clip", turn, "--json")
+    assert code == 0, err
+    scores = {one["name"]: one for one in json.loads(out)["scores"]}
+    assert scores.keys() == {
+        "CLIP-T", "CLIP-I", "DINO-I", "Leak", "Temporal consistency", "Motion degree", "Motion fidelity"
+    }  # fmt: skip
+    assert scores["CLIP-T"]["protocol"]["encoder"] == "emojiworld-clip"
+    assert scores["Leak"]["value"] == pytest.approx(1, abs=1e-5)  # the video is the clip
+    assert scores["Motion fidelity"]["value"] == pytest.approx(1, abs=1e-5)
+    code, out, err = run("score", turn, "--reference-clip", other)
+    assert code == 0, err
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["Motion degree", "Motion fidelity"]
+
+
+def test_frames_in_a_folder_are_scored(run, dog: Path):
+    assert run("generate", "a dog", "--base", "tiny", "--steps", 1, "--frames", 3, "--out", "frames")[0] == 0
+    code, out, err = run("score", "frames", "--references", dog, "--base", "emojiworld", "--json")
+    assert code == 0, err
+    assert {one["name"] for one in json.loads(out)["scores"]} >= {"DINO-I", "Temporal consistency", "Motion degree"}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--base", "nowhere"], "nowhere: has no card"),
+        (["--clip", EXAMPLES], "no CLIP"),
+        (["--dino", bundled()["emojiworld"].parent / "emojiworld-clip"], "no DINO"),
+        (["--lpips", EXAMPLES], "alexnet"),
+        (["--references", "nowhere"], "nowhere"),
+        (["--reference-clip", EXAMPLES / "subjects" / "fox"], "fox"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(run, turn: Path, words: list[object], message: str):
+    code, out, err = run("score", turn, *words)
+    lines = [line for line in err.splitlines() if line.startswith("dreamvideo: ")]
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert message in lines[0]
+
+
 def test_lists_and_help_do_without_torch():
-    """`bases`, `methods`, `inspect FOLDER` and --help import neither torch nor diffusers."""
+    """`bases`, `methods`, `metrics`, `inspect FOLDER` and --help import neither torch nor diffusers."""
     script = (
         "import sys; from dreamvideo import cli\n"
-        "for words in (['--help'], ['generate', '--help'], ['bases'], ['methods', '--json'],\n"
-        "              ['edit', '--help'], ['edits'], ['inspect', '.']):\n"
+        "lists = (['bases'], ['methods', '--json'], ['metrics'], ['edits'])\n"
+        "for words in (['--help'], ['generate', '--help'], ['edit', '--help'], *lists, ['inspect', '.']):\n"
         "    sys.argv = ['dreamvideo', *words]\n"
         "    try: cli.main()\n"
         "    except SystemExit as ended: assert not ended.code, (words, ended.code)\n"

@@ -1,4 +1,4 @@
-"""Edits: flow and masks, atlases, the layer, CLIP's losses, Text2LIVE whole, and its way through the command line."""
+"""Edits: masks, atlases, the layer, CLIP's losses, Text2LIVE whole, and its way through the command line."""
 
 import json
 import os
@@ -15,13 +15,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from test_flow import texture
 from torch import Tensor
 
 import dreamvideo as dv
-from dreamvideo import bases, bundled, catalogue, cli, config, editing, edits, features, media, recipe
+from dreamvideo import bases, bundled, catalogue, cli, config, editing, edits, features, flow, media, recipe
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import generator
-from dreamvideo.edits import clip, flow, judge, unwrapping
+from dreamvideo.edits import clip, judge, unwrapping
 from dreamvideo.edits.atlas import Atlas, AtlasConfig
 from dreamvideo.edits.edit import Edited, Task
 from dreamvideo.edits.generator import Generator
@@ -40,12 +41,6 @@ SMALL = Text2Live(
 SETTINGS = [
     {"edit": {**config.plain(SMALL), "atlas": config.plain(ATLAS)}, "clip": {"frames": 4, "height": 16, "width": 16}}
 ]
-
-
-def texture(height: int, width: int, seed: int = 0) -> Tensor:
-    """(1, 3, height, width), smooth enough to follow."""
-    rough = torch.rand(1, 3, height // 6, width // 6, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(rough, (height, width), mode="bicubic").clamp(0, 1)
 
 
 def crossing(*, pan: int = 0) -> tuple[Tensor, Tensor]:
@@ -75,32 +70,7 @@ def overlap(one: Tensor, other: Tensor) -> float:
     return float((one * other).sum() / (one + other).clamp(max=1).sum())
 
 
-# -- flow and masks ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("x, y", [(0, 0), (3, -2), (-7, 4)])
-def test_flow_follows_a_texture(x: int, y: int) -> None:
-    whole = texture(96, 96)
-    first, second = whole[..., 16:80, 16:80], whole[..., 16 - y : 80 - y, 16 - x : 80 - x]
-    found, back = flow.optical_flow(first, second), flow.optical_flow(second, first)
-    sure = flow.trusted(found, back)
-    error = (found - torch.tensor([x, y]).view(1, 2, 1, 1)).norm(dim=1, keepdim=True)
-    assert sure.float().mean() > 0.7
-    assert error[sure].mean() < 0.1
-
-
-def test_warping_takes_pixels_from_where_the_flow_points() -> None:
-    picture = texture(20, 30)
-    moved = flow.warped(picture, torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 20, 30))
-    assert torch.allclose(moved[..., 1:, :-2], picture[..., :-1, 2:], atol=1e-5)
-
-
-def test_flow_that_does_not_come_back_is_not_trusted() -> None:
-    there = torch.zeros(1, 2, 8, 8)
-    there[:, 0] = 3
-    assert not flow.trusted(there, torch.zeros_like(there)).any()
-    assert flow.trusted(there, -there)[..., :5].all()
-    assert not flow.trusted(there, -there)[..., 5:].any()  # leaves the frame
+# -- masks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pan", [0, 2])
@@ -265,7 +235,7 @@ def test_an_edit_goes_over_what_is_below() -> None:
 
 def test_a_clip_that_is_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(MissingWeights, match=r"edit\.clip"):
+    with pytest.raises(MissingWeights, match="nowhere at all: neither a folder nor a hub id"):
         clip.load(bases.load("tiny"), "../nowhere at all")
 
 

@@ -35,13 +35,13 @@ BELOW_API = (
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
-    **dict.fromkeys(("discovery", "hub", "progress", "terminal"), ""),
+    **dict.fromkeys(("discovery", "flow", "hub", "options", "progress", "terminal"), ""),
     "bundled": "config",
-    "features": "",
+    "features": "hub",
     "video": "media",
     "views": "",
-    "metrics": "",
-    "metrics.*": "metrics.metric features",
+    "metrics": "metrics.* bases.base bundled features",
+    "metrics.*": "metrics.metric metrics.weights features flow",
     "catalogue": "bundled",
     "adapters.file": "adapters.*",
     "adapters": "",
@@ -61,7 +61,7 @@ ARROWS = {
     "methods.prompts": "concept",
     "methods.*": "methods.method methods.prompts methods.tuning adapters.* bases.base concept data diffusion views",
     "edits": "discovery edits.edit",
-    "edits.*": "edits.* bases.base bundled config diffusion features hub progress",
+    "edits.*": "edits.* bases.base bundled config diffusion features flow progress",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
@@ -74,12 +74,15 @@ ARROWS = {
     # rows 4 to 6: the edges
     "convert": "bases official adapters.file adapters.lora adapters.words",
     "api": BELOW_API,
-    "demo": f"api features metrics.* {BELOW_API}",
-    "cli": "api bundled catalogue config convert demo describe doctor official sample terminal",
+    "scoring": "bundled concept media metrics metrics.metric",
+    "demo": f"api metrics metrics.metric scoring {BELOW_API}",
+    "measuring": "catalogue options scoring terminal",
+    "cli": "api bundled catalogue config convert demo describe doctor measuring official options sample terminal",
     "__main__": "cli",
-    "__init__": "api adapters.file sample video",
+    "__init__": "api adapters.file sample scoring video",
 }
-LAZY = {"cli", "__init__"}  # where our own modules may be imported late, so that the command line answers at once
+# Where our own modules may be imported late, so that the command line answers at once.
+LAZY = {"cli", "measuring", "__init__"}
 
 LINES = {"methods.*": 200, "edits.*": 200, "train": 250, "*": 400}
 FUNCTION_LINES = 60
@@ -108,6 +111,8 @@ OPTIONS = {
     "bases": "--json",
     "methods": "--json",
     "edits": "--json",
+    "metrics": "--json",
+    "score": "--base --clip --device --dino --json --lpips --prompt --raft --reference-clip --references --sibling",
     "doctor": "--json",
 }
 
@@ -209,7 +214,7 @@ def test_all_is_complete(name: str) -> None:
     The commands of the command line are taken by typer.
     """
     public = set()
-    if name != "cli":
+    if name not in ("cli", "measuring"):
         public = {n.name for n in TREES[name].body if isinstance(n, FUNCTIONS) and not n.name.startswith("_")}
     for tree in TREES.values():
         modules = {here for module, inner, here in _taken(tree) if module == name and inner is None}

@@ -6,7 +6,6 @@ Nothing here but the views is random, and these are drawn by the caller's genera
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,10 @@ from torch import Tensor
 from dreamvideo import features
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.bundled import bundled, card
-from dreamvideo.hub import fetched
 
 __all__ = ["Clip", "direction", "distance", "load", "structure", "views"]
 
 _DEFAULT = "openai/clip-vit-base-patch32"
-_FILES = ("*.json", "*.txt", "model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,10 @@ def load(base: VideoBase, reference: str | None) -> Clip:
     """
     home = bundled().get(base.name)
     own = None if home is None else card(home).encoders.get("clip")
-    if reference is None and home is not None and own is not None:
-        folder = home / own
-    else:
-        place = Path(reference or _DEFAULT)
-        advice = "copy the folder of a CLIP model here and name it with --set edit.clip=FOLDER"
-        folder = place if place.is_dir() else fetched(reference or _DEFAULT, _FILES, advice=advice)
-    model, tokenizer, preprocessing = features.clip_parts(folder)
+    known = None if home is None or own is None else home / own
+    model, tokenizer, preprocessing = features.clip_parts(reference or known or _DEFAULT, device=str(base.device))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(base.device) for v in (preprocessing.mean, preprocessing.std))
-    return Clip(model.to(base.device), tokenizer, mean, std)
+    return Clip(model, tokenizer, mean, std)
 
 
 def distance(pictures: Tensor, texts: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dreamvideo.diffusion import generator
 from dreamvideo.edits.atlas import SCALE, Atlas, AtlasConfig
-from dreamvideo.edits.flow import moving, optical_flow, trusted
 from dreamvideo.files import whole
+from dreamvideo.flow import moving, optical_flow, trusted
 from dreamvideo.progress import Progress
 
 __all__ = ["unwrapped"]
