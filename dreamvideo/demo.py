@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from dreamvideo import api, features, media
+from dreamvideo import api, media
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.bases.base import VideoBase
-from dreamvideo.bundled import EXAMPLES, bundled, card
+from dreamvideo.bundled import EXAMPLES
 from dreamvideo.files import write_text
+from dreamvideo.metrics import for_base
 from dreamvideo.metrics.metric import Metric, Sample
-from dreamvideo.metrics.similarity import ClipT, SubjectSimilarity, TemporalConsistency
 
 __all__ = ["demo"]
 
@@ -71,7 +71,7 @@ def demo(base: VideoBase, folder: Path, *, steps: int | None, on_stage: Callable
     ]
     looks = sorted(pictures.glob("*.png"))
     references = np.stack([media.read_image(path).pixels for path in looks])
-    metrics = _metrics(base)
+    metrics = for_base(base)
     rows = [
         [_made(base, column, place, folder, looks[0], references, metrics) for column in columns] for place in _PLACES
     ]
@@ -115,16 +115,3 @@ def _made(
     return _Cell(
         str(file.relative_to(folder)), prompt, {name: score for name, score in scores.items() if score is not None}
     )
-
-
-def _metrics(base: VideoBase) -> list[Metric]:
-    """By the encoders that the base's card names, if it names any."""
-    home = bundled().get(base.name)
-    encoders = card(home).encoders if home is not None else {}
-    metrics: list[Metric] = []
-    if home is not None and "clip" in encoders:
-        images, texts = features.clip(home / encoders["clip"])
-        metrics += [ClipT(images, texts), TemporalConsistency(images)]
-    if home is not None and "dino" in encoders:
-        metrics.append(SubjectSimilarity("DINO-I", features.dino(home / encoders["dino"])))
-    return metrics

@@ -35,8 +35,8 @@ class Preprocessing:
         resize, crop = says["size"]["shortest_edge"], says["crop_size"]["height"]
         return cls(resize, crop, tuple(says["image_mean"]), tuple(says["image_std"]))
 
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """uint8 (N, H, W, 3) -> (N, 3, crop, crop), float32."""
+    def __call__(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """N pictures, each uint8 (H, W, 3) -> (N, 3, crop, crop), float32."""
         prepared = torch.stack([torch.from_numpy(self._cut(frame)) for frame in frames]).permute(0, 3, 1, 2) / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (prepared - mean) / std
@@ -60,8 +60,8 @@ class Images:
     """Prepared pictures (N, 3, S, S) -> vectors (N, D)."""
 
     @torch.no_grad()
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """uint8 (N, H, W, 3) -> unit vectors (N, D)."""
+    def __call__(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """N pictures, each uint8 (H, W, 3) -> unit vectors (N, D)."""
         parts = self.preprocessing(frames).split(_SLICE)
         return F.normalize(torch.cat([self.model(part).float() for part in parts]), dim=-1)
 

@@ -1,8 +1,9 @@
 """Cosines of encoder vectors, as the official script takes them (metric/cal_metric_DreamVideo.py): all of unit vectors,
 all frames, the mean over frames and references."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from dreamvideo.features import Images, Texts
 from dreamvideo.metrics.metric import Metric, Sample
@@ -18,6 +19,10 @@ class ClipT(Metric):
     images: Images
     texts: Texts
 
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        return _protocol(self.images)
+
     def measure(self, sample: Sample) -> float | None:
         if sample.prompt is None:
             return None
@@ -30,6 +35,10 @@ class SubjectSimilarity(Metric):
 
     name: str  # type: ignore[misc]
     images: Images
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        return _protocol(self.images)
 
     def measure(self, sample: Sample) -> float | None:
         if sample.references is None:
@@ -44,8 +53,16 @@ class TemporalConsistency(Metric):
     name: ClassVar[str] = "Temporal consistency"
     images: Images
 
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        return _protocol(self.images)
+
     def measure(self, sample: Sample) -> float | None:
         if len(sample.frames) < 2:
             return None
         vectors = self.images(sample.frames)
         return float((vectors[:-1] * vectors[1:]).sum(dim=-1).mean())
+
+
+def _protocol(images: Images) -> Mapping[str, Any]:
+    return {"encoder": images.name, "preprocessing": asdict(images.preprocessing), "frames": "all"}
