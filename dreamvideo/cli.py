@@ -3,22 +3,20 @@
 torch is imported inside the commands that need it, so that --help and the lists answer at once.
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from dreamvideo import catalogue
+from dreamvideo.bench.cli import app as bench
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
+from dreamvideo.terminal import bar, outline, say, table
 
 __all__ = ["app", "main"]
 
@@ -29,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 
 
 class Sampler(StrEnum):
@@ -131,7 +130,7 @@ def _learn(
     layers = [parse_setting(text) for text in settings]
     if steps is not None:
         layers.append({"train": {"steps": steps}})
-    with _bar() as advance:
+    with bar() as advance:
         learned = api.learn(
             _base(*base),
             source,
@@ -140,7 +139,7 @@ def _learn(
             on_step=lambda p: advance(p.stage, p.step, p.steps, f"loss {p.loss:.4f}"),
         )
     meta = learned.meta
-    _say(
+    say(
         {"file": str(learned.path), "name": meta.name, "method": meta.method, "steps": dict(meta.steps)},
         f"{learned.path}: {meta.role} {meta.name}, learned with {meta.method} on {meta.base}",
         as_json=as_json,
@@ -202,7 +201,7 @@ def generate(
         parts = [_weighted(text) for text in (*subject, *motion)]
         saved = []
         for number in range(count):
-            with _bar() as advance:
+            with bar() as advance:
                 video = api.generate(
                     loaded,
                     prompt,
@@ -219,7 +218,7 @@ def generate(
                 )
             place = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
             saved.append(str(video.save(place)))
-    _say({"videos": saved}, "\n".join(saved), as_json=json)
+    say({"videos": saved}, "\n".join(saved), as_json=json)
 
 
 def _weighted(text: str) -> tuple[str, str | None]:
@@ -235,7 +234,7 @@ def bases(json: Json = False) -> None:
     """The bases that can be named, and what they need."""
     entries = catalogue.bases()
     lines = [(e.name, e.family, e.licence or "", e.summary) for e in entries]
-    _say([asdict(e) for e in entries], _table(lines), as_json=json)
+    say([asdict(e) for e in entries], table(lines), as_json=json)
 
 
 @app.command()
@@ -243,7 +242,7 @@ def methods(json: Json = False) -> None:
     """The methods, what they learn from, and their recipes."""
     entries = catalogue.methods()
     lines = [(e.name, e.learns + "s", " ".join(e.recipes), e.summary) for e in entries]
-    _say([asdict(e) for e in entries], _table(lines), as_json=json)
+    say([asdict(e) for e in entries], table(lines), as_json=json)
 
 
 @app.command()
@@ -270,7 +269,7 @@ def convert(
         appearance_strength=appearance_strength, family=family,
     )  # fmt: skip
     written = [str(path) for path in convert.convert(sources, out, to=to.value, facts=facts)]
-    _say({"files": written}, "\n".join(written), as_json=json)
+    say({"files": written}, "\n".join(written), as_json=json)
 
 
 @app.command()
@@ -289,7 +288,7 @@ def inspect(
         found = official.describe(thing)
     else:
         found = describe(thing, frames=frames, fps=fps)
-    _say(found, "\n".join(_outline(found)), as_json=json)
+    say(found, "\n".join(outline(found)), as_json=json)
     if found.get("problems"):
         sys.exit(BadInput.exit_code)
 
@@ -301,7 +300,7 @@ def doctor(json: Json = False) -> None:
 
     findings = examine()
     lines = [("ok" if f.fine else "no", f.what, f.found, "" if f.fine else f.remedy) for f in findings]
-    _say([asdict(finding) for finding in findings], _table(lines), as_json=json)
+    say([asdict(finding) for finding in findings], table(lines), as_json=json)
 
 
 @app.command()
@@ -325,63 +324,6 @@ def _base(reference: str, dtype: str, device: str, image_encoder: str | None) ->
     if reference.startswith("tiny"):
         typer.echo(f"base {reference} has random weights: it shows that everything runs, and makes noise", err=True)
     return api.load_base(reference, dtype=dtype, device=device, image_encoder=image_encoder)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress bar with the time left, on standard error; `advance(stage, done, total, remark)`."""
-    bar, current = None, ""
-
-    def advance(stage: str, done: int, total: int, remark: str) -> None:
-        nonlocal bar, current
-        if bar is None or stage != current:
-            if bar is not None:
-                bar.close()
-            current = stage
-            # In a log file a line every half a minute is enough.
-            often = 0.1 if sys.stderr.isatty() else 30
-            bar = tqdm(desc=stage, total=total, initial=done - 1, unit="step", dynamic_ncols=True, mininterval=often)
-        bar.set_postfix_str(remark, refresh=False)
-        bar.update()
-
-    try:
-        yield advance
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-def _say(value: Any, text: str, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False, default=str))
-    else:
-        typer.echo(text)
-
-
-def _outline(value: Any, indent: str = "") -> Iterator[str]:
-    """Nested plain data as indented lines; what is empty is left out."""
-    for name, item in value.items():
-        if isinstance(item, dict):
-            yield f"{indent}{name}"
-            yield from _outline(item, indent + "  ")
-        elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):
-            yield f"{indent}{name}"
-            for part in item:
-                first, *rest = _outline(part)
-                yield f"{indent}- {first}"
-                yield from (f"{indent}  {line}" for line in rest)
-        elif isinstance(item, (list, tuple)):
-            if item:
-                yield f"{indent}{name}: {', '.join(map(str, item))}"
-        elif item is not None:
-            yield f"{indent}{name}: {item}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def main() -> None:
