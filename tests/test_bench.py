@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -399,10 +400,23 @@ def test_the_page_has_every_video_and_needs_nothing_else(small: Suite, made: Mad
         key: made.store.video(key).read_bytes() for key in made.plan.cells
     }
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert len(re.findall(r'alt="(?:dog|turn)"', page)) == 3 + 4  # what was learned from
     assert "on another base and other data: ModelScopeT2V" in page
     assert "0.286" in page
     assert {file.name for file in files} == {"report.html", "cells.csv", "summary.csv", "tables.tex", "joint.png"}
-    assert media.read_image(made.store.suite(small.name) / "joint.png").pixels.shape == (640, 960, 3)
+    assert media.read_image(made.store.suite(small.name) / "joint.png").pixels.shape == (640, 1200, 3)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
+def test_a_browser_shows_the_page(small: Suite, made: Made, tmp_path: Path) -> None:
+    page = write(small, made.store)[0]
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    options = ["--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
+    seen = subprocess.run([*browser, *options], capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in seen.stderr
+    rows = re.findall("<details.*?</details>", seen.stdout, re.S)
+    playing = [len(re.findall('<video [^>]*src="data:video/mp4;base64,', row)) for row in rows]
+    assert playing == [6, 0]  # of the two prompts the first is open: three entries, two seeds
 
 
 def test_the_tables_say_what_the_cells_say(small: Suite, made: Made) -> None:

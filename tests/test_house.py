@@ -76,7 +76,7 @@ ARROWS = {
     "bench.runner": "bench.results bench.work bench.workers",
     "bench.plan": f"bench.results bench.suite bench.work {BELOW_API}",
     "bench.plots": "",
-    "bench.report": "bench.suite bench.results bench.statistics bench.plots",
+    "bench.report": "bench.suite bench.results bench.statistics bench.plots concept media",
     "bench.cli": "bench.* terminal",
     "cli": "api bench.cli bundled catalogue config convert demo describe doctor official sample terminal",
     "__main__": "cli",

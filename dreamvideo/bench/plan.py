@@ -68,7 +68,7 @@ class _Planner:
 
     def __init__(self, suite: Suite, place: BasePlace) -> None:
         self.suite, self.place = suite, place
-        self.base, measures = place.load()
+        self.base, measures = place.load(), place.metrics()
         self.facts = {
             "version": version("dreamvideo"),
             "fingerprint": self.base.fingerprint,

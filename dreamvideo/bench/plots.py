@@ -10,7 +10,7 @@ from dreamvideo.files import whole
 
 __all__ = ["Point", "scatter"]
 
-_SIZE, _MARGIN, _DOT = (960, 640), (110, 40, 40, 90), 9  # pixels; left, top, right, bottom
+_SIZE, _MARGIN, _DOT = (1200, 640), (110, 40, 320, 90), 9  # pixels; left, top, right, bottom
 _INK, _FAINT = "#222222", "#dddddd"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#666666")  # Okabe & Ito 2008
 
@@ -46,9 +46,10 @@ def scatter(path: Path, points: Mapping[str, Point], *, x: str, y: str) -> Path:
         pen.line((across(point.x - point.x_spread), at[1], across(point.x + point.x_spread), at[1]), colour, 2)
         pen.line((at[0], up(point.y - point.y_spread), at[0], up(point.y + point.y_spread)), colour, 2)
         pen.ellipse((at[0] - _DOT, at[1] - _DOT, at[0] + _DOT, at[1] + _DOT), fill=colour)
-        # Towards the middle, so that no name leaves the page.
-        side = -1 if at[0] > (left + right) / 2 else 1
-        pen.text((at[0] + side * 2 * _DOT, at[1] - 12), name, fill=colour, font=font, anchor="rm" if side < 0 else "lm")
+        # Names stand apart: points lie close together.
+        line = top + 16 + 28 * number
+        pen.ellipse((right + 20, line - _DOT, right + 20 + 2 * _DOT, line + _DOT), fill=colour)
+        pen.text((right + 24 + 3 * _DOT, line), name, fill=_INK, font=font, anchor="lm")
     with whole(path) as draft:
         page.save(draft)
     return path

@@ -3,24 +3,30 @@
 import base64
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 
 from dreamvideo.bench.plots import Point, scatter
 from dreamvideo.bench.results import Result, Store, Table, read_rows, tables
 from dreamvideo.bench.statistics import Summary
 from dreamvideo.bench.suite import Comparison, Published, Suite
+from dreamvideo.concept import read_concept
 from dreamvideo.errors import BadInput
 from dreamvideo.files import write_text
+from dreamvideo.media import crop_wide, read_clip, read_image
 
 __all__ = ["write"]
 
 TEXT, FIDELITY = "CLIP-T", ("DINO-I", "CLIP-I", "Motion fidelity")
 """What plots set against each other: text alignment, and the first of these that there is."""
+
+_LOOK, _LOOKS = (80, 80), 4  # height and width in pixels; of each concept so many
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class _Section:
     groups: Sequence[_Group]
     plots: Sequence[str]
     """As data URIs."""
+    looks: Mapping[str, Sequence[str]]
+    """Concept -> what it was learned from, small, as data URIs; where the data are here."""
 
 
 def write(suite: Suite, store: Store) -> list[Path]:
@@ -65,7 +73,8 @@ def write(suite: Suite, store: Store) -> list[Path]:
             table,
             suite.comparisons[table.comparison].published,
             list(_groups(table)),
-            [_data_uri(plot, "image/png") for plot in plots[table.comparison]],
+            [_data_uri(plot.read_bytes()) for plot in plots[table.comparison]],
+            dict(_looks(suite.folder, suite.comparisons[table.comparison])),
         )
         for table in found
     ]
@@ -109,8 +118,30 @@ def _plots(table: Table, folder: Path) -> Iterator[Path]:
         yield scatter(folder / f"{table.comparison}.png", points, x=TEXT, y=fidelity)
 
 
-def _data_uri(file: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _looks(folder: Path, comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
+    """Some pictures of every subject, and some frames of every motion's first clip."""
+    places = [
+        *(f"subjects/{name}" for name in comparison.subjects),
+        *(f"motions/{name}" for name in comparison.motions),
+    ]
+    for place in filter(lambda place: (folder / place).is_dir(), places):
+        examples = read_concept(folder / place, name=place).examples
+        if examples[0].kind == "image":
+            pictures = [crop_wide(read_image(example.path).pixels, _LOOK) for example in examples[:_LOOKS]]
+        else:
+            frames = read_clip(examples[0].path, size=_LOOK).frames
+            pictures = [frames[len(frames) * number // _LOOKS] for number in range(_LOOKS)]
+        yield Path(place).name, [_data_uri(_png(picture)) for picture in pictures]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

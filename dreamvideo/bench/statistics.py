@@ -40,8 +40,8 @@ class Difference:
 
     @property
     def certain(self) -> bool:
-        """No difference at all is outside the interval."""
-        return self.low > 0 or self.high < 0
+        """No difference at all is outside the interval; one unit alone makes none."""
+        return self.units > 1 and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)

@@ -35,20 +35,29 @@ class BasePlace:
     device: str = "auto"
     encoders: tuple[tuple[str, str], ...] = ()
 
-    def load(self) -> tuple[VideoBase, list[Metric]]:
-        """The base and what can be measured; the last one asked for stays in memory."""
-        return _loaded(self)
+    def load(self) -> VideoBase:
+        """The base; the last one asked for stays in memory."""
+        return _base(self)
+
+    def metrics(self) -> list[Metric]:
+        """What can be measured on it; likewise. Learning does without, and its peak memory too."""
+        return _metrics(self)
 
 
 @lru_cache(maxsize=1)
-def _loaded(place: BasePlace) -> tuple[VideoBase, list[Metric]]:
-    base = api.load_base(place.reference, dtype=place.dtype, device=place.device, image_encoder=place.image_encoder)
-    return base, metrics.for_base(base, **dict(place.encoders))
+def _base(place: BasePlace) -> VideoBase:
+    return api.load_base(place.reference, dtype=place.dtype, device=place.device, image_encoder=place.image_encoder)
+
+
+@lru_cache(maxsize=1)
+def _metrics(place: BasePlace) -> list[Metric]:
+    return metrics.for_base(place.load(), **dict(place.encoders))
 
 
 def forget_bases() -> None:
-    """Free the base that is in memory."""
-    _loaded.cache_clear()
+    """Free what is in memory."""
+    _base.cache_clear()
+    _metrics.cache_clear()
 
 
 class Task(ABC):
@@ -96,7 +105,7 @@ class Learning(Task):
 
     def do(self, store: Store) -> None:
         api.learn(
-            self.base.load()[0],
+            self.base.load(),
             self.source,
             method=self.method,
             name=self.name,
@@ -133,7 +142,7 @@ class Cell(Task):
         return store.cell(self.key).exists()
 
     def do(self, store: Store) -> None:
-        base, measures = self.base.load()
+        base, measures = self.base.load(), self.base.metrics()
         concepts = [load(learning.file(store)) for learning in self.learned]
         guided = any(concept.condition is not None for concept in concepts)
         inverted = any(concept.meta.sampling.inversion for concept in concepts)
@@ -147,7 +156,7 @@ class Cell(Task):
             config=build(SampleConfig, self.sampling, where="sampling"),
         )
         looks = [media.read_image(path).pixels for path in self.references]
-        sample = Sample(frames=video.frames, prompt=self.plain, references=looks or None)
+        sample = Sample(frames=video.frames, prompt=self.plain, references=looks)
         scores = {metric.name: metric.measure(sample) for metric in measures}
         media.write_video(store.video(self.key), video.frames, fps=video.fps)
         # Last: a cell is done when this file is there.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import transformers
+
 from dreamvideo.bench.results import Store
 from dreamvideo.bench.work import Task, attempt
 from dreamvideo.errors import BadInput
@@ -106,6 +108,7 @@ def _serve(connection: Connection) -> None:
     """Do what comes through the pipe, until it ends. What nobody explained ends the process."""
     # Ctrl-C reaches all processes of a terminal; the one that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    transformers.utils.logging.disable_progress_bar()  # many workers, one terminal
     while True:
         try:
             task, store = connection.recv()

@@ -18,8 +18,8 @@ class Sample:
     """uint8 (F, H, W, 3)."""
     prompt: str | None = None
     """In plain words: the class word where the prompt had a learned one."""
-    references: Sequence[np.ndarray] | None = None
-    """Pictures of the subject, each uint8 (H, W, 3)."""
+    references: Sequence[np.ndarray] = ()
+    """Pictures of the subject, uint8 (H, W, 3) of any sizes."""
 
 
 class Metric(ABC):

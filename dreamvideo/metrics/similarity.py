@@ -41,7 +41,7 @@ class SubjectSimilarity(Metric):
         return _protocol(self.images)
 
     def measure(self, sample: Sample) -> float | None:
-        if sample.references is None:
+        if len(sample.references) == 0:
             return None
         return float((self.images(sample.frames) @ self.images(sample.references).T).mean())
 
