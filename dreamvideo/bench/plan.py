@@ -137,7 +137,7 @@ class _Planner:
             words["subject"] = f"a <{concepts['subject'].name}>"
         asked = prompt.format_map(words)
         pictures = concepts["subject"].examples if "subject" in concepts else ()
-        clips = concepts["motion"].examples[:1] if "motion" in concepts else ()
+        clips = concepts["motion"].examples if "motion" in concepts else ()
         facts = {
             **self.facts,
             "learned": [learning.key for learning in learned.values()],
