@@ -223,15 +223,24 @@ def test_keys_change_with_what_determines_the_result_alone(small: Suite, made: M
     for other in (
         replace(small, sampling={**small.sampling, "steps": 3}),
         replace(small, encoders={"clip": small.encoders["clip"]}),
-        replace(small, base="tiny-videocrafter" if "tiny-videocrafter" in _tinies() else _tinies()[-1]),
+        replace(small, base="tiny-videocrafter"),
     ):
         assert not keys(other) & before
     learned = keys(replace(small, learning={"train": {"steps": 2, "batch": 1}})) & before
     assert learned == {row.key for row in made.plan.rows if row.entry == "the base"}
 
 
-def _tinies() -> list[str]:
-    return [entry.name for entry in catalogue.bases() if entry.name.startswith("tiny-")]
+def test_an_entry_may_have_a_base_of_its_own(small: Suite, made: Made) -> None:
+    joint = small.comparisons["joint"]
+    entries = {"first": joint.entries["the base"], "images": suite.Entry(base="tiny-inflated"), **joint.entries}
+    planned = plan(replace(small, comparisons={"joint": replace(joint, entries=entries)}))
+    assert list(dict.fromkeys(row.entry for row in planned.rows)) == list(entries)
+    bases = {row.entry: planned.cells[row.key].base.reference for row in planned.rows}
+    assert bases == {name: "tiny-inflated" if name == "images" else "tiny" for name in entries}
+    cells = {name: [row.key for row in planned.rows if row.entry == name] for name in entries}
+    assert cells["first"] == cells["the base"]  # the same is asked of the same
+    assert not set(cells["images"]) & set(cells["first"])
+    assert made.plan.cells.keys() < planned.cells.keys()
 
 
 # -- running ----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """A suite, on the bases that are here, as cells with keys."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 from dreamvideo.bench.results import Row
-from dreamvideo.bench.suite import Comparison, Entry, Learner, Suite
+from dreamvideo.bench.suite import Learner, Suite
 from dreamvideo.bench.work import BasePlace, Cell, Learning, digest, forget_bases, protocols
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.config import build
@@ -44,23 +44,27 @@ def plan(suite: Suite, *, device: str = "auto", dtype: str = "auto") -> Plan:
         dtype=dtype,
         encoders=tuple(suite.encoders.items()),
     )
-    entries = [
-        (own if entry.base is None else replace(own, reference=entry.base, image_encoder=None), title, name, entry)
-        for title, comparison in suite.comparisons.items()
-        for name, entry in comparison.entries.items()
-    ]
-    rows: dict[tuple[str, str], list[Row]] = {}
-    cells: dict[str, Cell] = {}
+    rows = [(title, name) for title, comparison in suite.comparisons.items() for name in comparison.entries]
+    places: dict[BasePlace, list[tuple[str, str]]] = {}
+    for title, name in rows:
+        other = suite.comparisons[title].entries[name].base
+        place = own if other is None else replace(own, reference=other, image_encoder=None)
+        places.setdefault(place, []).append((title, name))
+    found: dict[tuple[str, str], list[tuple[Row, Cell]]] = {}
     # Base by base: no two of them are in memory together.
-    for place in dict.fromkeys(place for place, *_ in entries):
-        planner = _Planner(suite, place)
-        for where, title, name, entry in entries:
-            if where == place:
-                found = list(planner.cells(title, suite.comparisons[title], name, entry))
-                rows[title, name] = [row for row, _ in found]
-                cells |= {cell.key: cell for _, cell in found}
-    forget_bases()
-    return Plan(tuple(row for _, title, name, _ in entries for row in rows[title, name]), cells)
+    for place, named in places.items():
+        found |= _planned(suite, place, named)
+        forget_bases()
+    pairs = [pair for row in rows for pair in found[row]]
+    return Plan(tuple(row for row, _ in pairs), {cell.key: cell for _, cell in pairs})
+
+
+def _planned(
+    suite: Suite, place: BasePlace, named: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], list[tuple[Row, Cell]]]:
+    """The cells of some entries, named by comparison and entry, on their base."""
+    planner = _Planner(suite, place)
+    return {(title, name): list(planner.cells(title, name)) for title, name in named}
 
 
 class _Planner:
@@ -77,8 +81,10 @@ class _Planner:
         }
         self.measures = protocols(measures)
 
-    def cells(self, title: str, comparison: Comparison, name: str, entry: Entry) -> Iterator[tuple[Row, Cell]]:
+    def cells(self, title: str, name: str) -> Iterator[tuple[Row, Cell]]:
         """Every cell of an entry, concepts first, then prompts, then seeds."""
+        comparison = self.suite.comparisons[title]
+        entry = comparison.entries[name]
         for subject, motion in product(comparison.subjects or (None,), comparison.motions or (None,)):
             concepts = {
                 role: self.concept(role, folder)

@@ -5,6 +5,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -114,7 +115,9 @@ def _serve(connection: Connection) -> None:
             task, store = connection.recv()
         except EOFError:
             return
-        connection.send(attempt(task, store))
+        refused = attempt(task, store)
+        with suppress(BrokenPipeError):  # nobody listens any more, which the next line to be read says
+            connection.send(refused)
 
 
 class RayWorkers(Workers):
