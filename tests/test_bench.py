@@ -326,7 +326,8 @@ class Deadly(Task):
         store.cell(self.key).write_text("{}")
 
 
-def test_a_task_whose_process_dies_is_tried_again_so_often(tmp_path: Path) -> None:
+def test_a_task_whose_process_dies_is_tried_again_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "TRIES", 2)
     store, told = Store(tmp_path), list[runner.Progress]()
     tasks = [Deadly("mild", 1), Deadly("fine", 0), Deadly("fatal", 99)]
     with LocalWorkers(2) as workers:
