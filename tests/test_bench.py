@@ -411,6 +411,7 @@ def test_the_page_has_every_video_and_needs_nothing_else(small: Suite, made: Mad
     }
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert len(re.findall(r'alt="(?:dog|turn)"', page)) == 3 + 4  # what was learned from
+    assert "encoder: emojiworld-clip" in page
     assert "on another base and other data: ModelScopeT2V" in page
     assert "0.286" in page
     assert {file.name for file in files} == {"report.html", "cells.csv", "summary.csv", "tables.tex", "joint.png"}

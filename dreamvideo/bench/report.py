@@ -84,6 +84,7 @@ def write(suite: Suite, store: Store) -> list[Path]:
         suite=suite,
         sections=sections,
         videos={key: base64.b64encode(store.video(key).read_bytes()).decode() for key in keys},
+        metrics={name: says for table in found for r in table.results for name, says in r.cell["metrics"].items()},
         versions=found[0].results[0].cell["versions"],
     )
     files = {
