@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from dreamvideo import bases, editing, media, methods, sample, train
-from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
@@ -351,12 +350,7 @@ def _appearance(
     base: VideoBase, files: Sequence[ConceptFile], picture: str | Path | None, strength: tuple[float, float] | None
 ) -> Appearance | None:
     """What the condition layers of the given motions are told; None where there are none."""
-    guided = [
-        (adapters.kind.condition, file.meta.sampling.appearance)
-        for file in files
-        for adapters in file.sets.values()
-        if isinstance(adapters.kind, Bottleneck) and adapters.kind.condition is not None
-    ]
+    guided = [(file.condition, file.meta.sampling.appearance) for file in files if file.condition is not None]
     if not guided:
         if picture is not None:
             raise BadInput("--appearance: none of the concepts was learned with appearance guidance")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dreamvideo import catalogue, measuring
+from dreamvideo.bench.cli import app as bench
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(measuring.app)
+app.add_typer(bench, name="bench")
 
 
 class Sampler(StrEnum):

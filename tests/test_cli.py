@@ -278,3 +278,35 @@ def test_doctor_looks_at_this_machine(run):
     assert code == 0
     assert found["torch"]["found"] == torch.__version__
     assert all(finding["fine"] or finding["remedy"] for finding in found.values())
+
+
+def test_the_benchmark_from_the_command_line(run, tmp_path: Path):
+    code, out, err = run("bench", "list", "--json")
+    assert code == 0, err
+    assert {"emoji-small", "emoji-full", "paper"} <= {row["name"] for row in json.loads(out)}
+    suite = tmp_path / "one.toml"
+    suite.write_text(
+        """
+        summary = "Nothing learned."
+        base = "tiny"
+        sampling = { frames = 2, steps = 1 }
+        [comparisons.base]
+        title = "The base"
+        prompts = ["a dog"]
+        entries.base = {}
+        """
+    )
+    code, out, err = run("bench", "report", suite)
+    assert (code, "bench run" in err) == (2, True)
+    code, out, err = run("bench", "run", suite, "--json")
+    assert (code, json.loads(out)) == (0, {"suite": "one", "cells": 1, "there": 1, "failed": {}}), err
+    assert "1 of 1 cells" in err
+    code, out, err = run("bench", "report", suite, "--json")
+    assert code == 0, err
+    assert all(Path(file).is_file() for file in json.loads(out)["files"])
+    code, out, err = run("bench", "fetch", suite)
+    assert (code, "needs no outside data" in out) == (0, True), err
+    code, out, err = run("bench", "fetch", "paper")
+    assert code == 0, err
+    assert "missing  motions/playing-guitar" in out
+    assert "https://www.crcv.ucf.edu/data/UCF101.php" in out

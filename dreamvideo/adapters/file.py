@@ -104,6 +104,13 @@ class ConceptFile:
     sets: Mapping[str, AdapterSet]
     path: Path | None = None
 
+    @property
+    def condition(self) -> int | None:
+        """Width of the image vector of appearance guidance, where it was learned with any."""
+        kinds = (adapters.kind for adapters in self.sets.values())
+        widths = (kind.condition for kind in kinds if isinstance(kind, Bottleneck))
+        return next((width for width in widths if width is not None), None)
+
 
 _SETS = pydantic.TypeAdapter(dict[str, Described])
 

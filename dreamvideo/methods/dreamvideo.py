@@ -40,7 +40,7 @@ class DreamVideoSubject(Method):
     vectors: int = 1
     """Token vectors of the learned word."""
     word_steps: int = 3000
-    """0 learns no word; then `template` must do without {word} (ablation of Tab. 5)."""
+    """0 learns no word; then `phrase` and `template` must do without {word} (ablation of Tab. 5)."""
     word_lr: float = 1e-4
     steps: int = 800
     lr: float = 1e-5
@@ -48,8 +48,10 @@ class DreamVideoSubject(Method):
     """Width of the bottleneck; half the stream's width when unset."""
     placement: Literal["parallel", "serial"] = "parallel"
     form: Form = "bottleneck"
+    phrase: str = "{word}"
+    """How a prompt names the subject."""
     template: str = "a {word}"
-    """The prompt; {word} is the learned word, {class} its class word."""
+    """The prompt; {subject} is the phrase, {word} the learned word, {class} its class word."""
     mask: bool = True
     """Leave the background out of the loss where masks exist."""
     noise_offset: float = 0.1
@@ -69,7 +71,7 @@ class DreamVideoSubject(Method):
         )
 
     def prompt(self, concept: Concept, example: Example) -> str:
-        return subject_prompt(concept, example, self.template)
+        return subject_prompt(concept, example, self.template, phrase=self.phrase)
 
     def terms(
         self, base: VideoBase, sets: Mapping[str, AdapterSet], batch: Batch, draw: Draw
@@ -78,7 +80,7 @@ class DreamVideoSubject(Method):
             yield "denoise", denoising(base, batch, draw, offset=self.noise_offset)
 
     def sampling(self) -> Sampling:
-        return Sampling(noise_offset=self.noise_offset)
+        return Sampling(noise_offset=self.noise_offset, phrase=self.phrase)
 
 
 @dataclass(frozen=True, kw_only=True)
