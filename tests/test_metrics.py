@@ -225,9 +225,9 @@ def test_an_encoder_of_another_kind_is_refused(encoders, tmp_path: Path, monkeyp
 def distance(folder: Path, one: np.ndarray, other: np.ndarray) -> float:
     """LPIPS of two pictures, without the code under test, in double precision."""
     trunk = alexnet()
-    weights = torch.load(folder / "alexnet-owt-7be5be79.pth")
+    weights = torch.load(folder / "alexnet-owt-7be5be79.pth", weights_only=True)
     trunk.load_state_dict({name.removeprefix("features."): tensor for name, tensor in weights.items()})
-    mix, trunk = torch.load(folder / "alex.pth"), trunk.double()
+    mix, trunk = torch.load(folder / "alex.pth", weights_only=True), trunk.double()
     x = torch.tensor(np.stack([one, other])).permute(0, 3, 1, 2).double() / 127.5 - 1
     mean, std = (torch.tensor(v).view(1, 3, 1, 1).double() for v in ((-0.03, -0.088, -0.188), (0.458, 0.448, 0.45)))
     x, total, number = (x - mean) / std, 0.0, 0
