@@ -133,14 +133,7 @@ class AnimateDiff(VideoBase):
         # Pipelines bring along much that nothing else here needs.
         from diffusers import AnimateDiffPipeline
 
-        return AnimateDiffPipeline(
-            vae=self.parts.vae,
-            text_encoder=self.parts.text_encoder,
-            tokenizer=self.parts.tokenizer,
-            unet=self.parts.denoiser,
-            motion_adapter=None,
-            scheduler=self.parts.scheduler,
-        )
+        return AnimateDiffPipeline(**self.parts.stock, motion_adapter=None)
 
 
 def _merged(folder: str, addition: str, dtype: torch.dtype) -> UNetMotionModel:

@@ -207,11 +207,7 @@ class Inflated(VideoBase):
         from diffusers import StableDiffusionPipeline
 
         return StableDiffusionPipeline(
-            vae=self.parts.vae,
-            text_encoder=self.parts.text_encoder,
-            tokenizer=self.parts.tokenizer,
-            unet=self.parts.denoiser,
-            scheduler=self.parts.scheduler,
+            **self.parts.stock,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

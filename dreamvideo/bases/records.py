@@ -50,6 +50,17 @@ class Parts:
     """CLIP vision model with projection, for appearance guidance."""
 
     @property
+    def stock(self) -> dict[str, Any]:
+        """What stock pipelines take, by the names that they give it."""
+        return {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "unet": self.denoiser,
+            "scheduler": self.scheduler,
+        }
+
+    @property
     def factor(self) -> int:
         """Pixels to a latent, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)

@@ -117,13 +117,7 @@ class UNet3D(VideoBase):
         # Pipelines bring along much that nothing else here needs.
         from diffusers import TextToVideoSDPipeline
 
-        return TextToVideoSDPipeline(
-            vae=self.parts.vae,
-            text_encoder=self.parts.text_encoder,
-            tokenizer=self.parts.tokenizer,
-            unet=self.parts.denoiser,
-            scheduler=self.parts.scheduler,
-        )
+        return TextToVideoSDPipeline(**self.parts.stock)
 
 
 FAMILY = UNet3D

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dreamvideo.features import Images, Texts
-from dreamvideo.metrics.metric import Metric, Sample
+from dreamvideo.metrics.metric import LIKENESS, Metric, Sample, likeness
 
 __all__ = ["METRICS", "ClipI", "ClipT", "TemporalConsistency"]
 
@@ -44,12 +44,10 @@ class ClipI(Metric):
 
     @property
     def protocol(self) -> Mapping[str, Any]:
-        return {**self.images.protocol, "frames": "all", "references": "all, whole"}
+        return {**self.images.protocol, **LIKENESS}
 
     def measure(self, sample: Sample) -> float | None:
-        if len(sample.references) == 0:
-            return None
-        return float((self.images(sample.frames) @ self.images(sample.references).T).mean())
+        return likeness(self.images, sample)
 
 
 @dataclass(frozen=True)

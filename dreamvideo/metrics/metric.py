@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["Metric", "Motion", "Sample", "Score", "measured"]
+from dreamvideo.features import Images
+
+__all__ = ["LIKENESS", "Metric", "Motion", "Sample", "Score", "likeness", "measured"]
+
+LIKENESS = {"frames": "all", "references": "all, whole"}
+"""What `likeness` looks at, for protocols."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,3 +81,10 @@ def measured(metrics: Iterable[Metric], sample: Sample) -> list[Score]:
         for metric, value in values
         if value is not None
     ]
+
+
+def likeness(images: Images, sample: Sample) -> float | None:
+    """The mean cosine of every frame and every picture of the subject; None where there is no picture."""
+    if len(sample.references) == 0:
+        return None
+    return float((images(sample.frames) @ images(sample.references).T).mean())
