@@ -21,12 +21,13 @@ import pytest
 
 from dreamvideo import catalogue, media, methods
 from dreamvideo.bench import manifest, results, runner, suite
+from dreamvideo.bench.orders import Order, orders
 from dreamvideo.bench.plan import Plan, plan
 from dreamvideo.bench.plots import Point, scatter
 from dreamvideo.bench.report import write
 from dreamvideo.bench.results import Store
-from dreamvideo.bench.statistics import Score, bootstrap, summarise
-from dreamvideo.bench.suite import Material, Source, Suite
+from dreamvideo.bench.statistics import Difference, Score, bootstrap, summarise
+from dreamvideo.bench.suite import Material, Published, Source, Suite
 from dreamvideo.bench.work import Task, attempt
 from dreamvideo.bench.workers import LocalWorkers, Outcome, RayWorkers, Workers
 from dreamvideo.bundled import DEFAULT_BASE, bundled, card
@@ -415,7 +416,8 @@ def test_the_page_has_every_video_and_needs_nothing_else(small: Suite, made: Mad
     assert "encoder: emojiworld-clip" in page
     assert "on another base and other data: ModelScopeT2V" in page
     assert "0.286" in page
-    assert {file.name for file in files} == {"report.html", "cells.csv", "summary.csv", "tables.tex", "joint.png"}
+    tables = {"report.html", "report.md", "cells.csv", "summary.csv", "tables.tex"}
+    assert {file.name for file in files} == {*tables, "joint.png", "joint-videos.png"}
     assert media.read_image(made.store.suite(small.name) / "joint.png").pixels.shape == (640, 1200, 3)
 
 
@@ -449,6 +451,48 @@ def test_the_tables_say_what_the_cells_say(small: Suite, made: Made) -> None:
     assert float(line["difference_low"]) <= mean - first <= float(line["difference_high"])
     assert summary["LoRA", "CLIP-T"]["difference"] == ""
     assert f"{mean:.3f}" in (folder / "tables.tex").read_text()
+
+
+def test_the_markdown_page_says_what_the_summary_says(small: Suite, made: Made) -> None:
+    folder = write(small, made.store)[0].parent
+    page = (folder / "report.md").read_text()
+    with (folder / "summary.csv").open() as file:
+        for line in csv.DictReader(file):
+            (row,) = re.findall(rf"^\| {line['entry']} \| .*$", page, re.M)
+            assert f" {float(line['mean']):.3f}" in row
+            if line["difference"]:
+                assert f"{float(line['difference']):+.3f} [" in row
+    assert re.findall(r"^\| LoRA .*\| 2 \| [\d,]+ \| \d+ \| \d+ \|$", page, re.M), "a step for either half"
+    assert "| *LoRA, as published (Tab. 1, ModelScopeT2V)* |" in page
+    assert [name for name in re.findall(r"!\[.*\]\((.*)\)", page) if not (folder / name).is_file()] == []
+
+
+def test_the_contact_sheet_shows_every_entry(small: Suite, made: Made) -> None:
+    folder = write(small, made.store)[0].parent
+    sheet = media.read_image(folder / "joint-videos.png").pixels
+    key = next(row.key for row in made.plan.rows if row.entry == "the base" and row.seed == 0)
+    first = media.read_clip(made.store.video(key), size=(64, 64)).frames[0]
+    rows = [sheet[40 + 74 * row : 104 + 74 * row, 190:254] for row in range(4)]
+    assert (rows[3] == first).all()
+    assert all(len(np.unique(row)) > 2 for row in rows), "what was learned from and three entries"
+
+
+def test_a_published_order_holds_or_not(made: Made, small: Suite) -> None:
+    (table,) = results.tables(made.plan.rows, made.store)
+    published = Published(
+        table="Tab. 1", base="x", rows={"LoRA": {"CLIP-T": 0.3}, "the base": {"CLIP-T": 0.2}, "other": {"CLIP-T": 1}}
+    )
+    (order,) = orders(table, published)
+    assert (order.metric, order.entry, order.published) == ("CLIP-T", "the base", pytest.approx(-0.1))
+    assert order.measured == table.summaries["the base"]["CLIP-T"].difference
+    assert list(orders(table, None)) == []
+
+    def verdict(published: float, low: float, high: float) -> str:
+        return Order("CLIP-T", "x", published, Difference((low + high) / 2, low, high, 0.5, 9)).verdict
+
+    assert verdict(-0.1, -0.3, -0.1) == verdict(0.1, 0.1, 0.2) == "holds"
+    assert verdict(-0.1, 0.1, 0.2) == verdict(0.1, -0.3, -0.1) == "reversed"
+    assert verdict(0.1, -0.1, 0.2) == verdict(0.0, 0.1, 0.2) == "open"
 
 
 def test_a_report_of_a_part_says_so(small: Suite, made: Made, tmp_path: Path) -> None:

@@ -56,13 +56,18 @@ def run(
 
 
 @app.command()
-def report(reference: Reference, out: Out = RESULTS, json: Json = False) -> None:
-    """Write the tables, plots and the page of videos of what is there."""
+def report(
+    reference: Reference,
+    out: Out = RESULTS,
+    to: Annotated[Path | None, typer.Option(help="Folder for the report; by default OUT/SUITE.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the tables, plots, contact sheets and the page of videos of what is there."""
     from dreamvideo.bench import report as writer
     from dreamvideo.bench import results, suite
 
     asked, store = suite.read(reference), results.Store(out)
-    files = [str(file) for file in writer.write(asked, store)]
+    files = [str(file) for file in writer.write(asked, store, to)]
     say({"files": files}, "\n".join(files), as_json=json)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
+from dreamvideo.bench import markdown, sheet
+from dreamvideo.bench.orders import Order, orders
 from dreamvideo.bench.plots import Point, scatter
 from dreamvideo.bench.results import Result, Store, Table, read_rows, tables
 from dreamvideo.bench.statistics import Summary
@@ -38,46 +40,39 @@ class _Group:
     seeds: Sequence[tuple[int, Sequence[Result]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Section:
     """A comparison on the page."""
 
     title: str
     table: Table
     published: Published | None
+    orders: Sequence[Order]
     groups: Sequence[_Group]
+    pictures: Sequence[Path]
+    """The plots and the contact sheet, as files."""
     plots: Sequence[str]
     """As data URIs."""
     looks: Mapping[str, Sequence[str]]
     """Concept -> what it was learned from, small, as data URIs; where the data are here."""
 
 
-def write(suite: Suite, store: Store) -> list[Path]:
-    """Write report.html, cells.csv, summary.csv, tables.tex and a plot for each comparison, beside the suite's plan.
+def write(suite: Suite, store: Store, to: Path | None = None) -> list[Path]:
+    """Write the report to a folder, by default beside the suite's plan.
 
-    The page needs no other file: videos and plots are in it.
+    report.html needs no other file: videos and plots are in it. report.md has a plot and a contact sheet for each
+    comparison beside it, as PNG. The numbers alone: cells.csv, summary.csv, tables.tex.
 
     Raises:
         BadInput: the suite was not run here, or nothing of it is there yet.
     """
-    folder = store.suite(suite.name)
-    found = [table for table in tables(read_rows(folder / "plan.json"), store) if table.comparison in suite.comparisons]
+    plan = store.suite(suite.name)
+    found = [table for table in tables(read_rows(plan / "plan.json"), store) if table.comparison in suite.comparisons]
     if not found:
-        raise BadInput(
-            f"{folder}: no cell of {suite.name} is there yet; `dreamvideo bench run {suite.name}` makes them"
-        )
-    plots = {table.comparison: list(_plots(table, folder)) for table in found}
-    sections = [
-        _Section(
-            suite.comparisons[table.comparison].title,
-            table,
-            suite.comparisons[table.comparison].published,
-            list(_groups(table)),
-            [_data_uri(plot.read_bytes()) for plot in plots[table.comparison]],
-            dict(_looks(suite.folder, suite.comparisons[table.comparison])),
-        )
-        for table in found
-    ]
+        raise BadInput(f"{plan}: no cell of {suite.name} is there yet; `dreamvideo bench run {suite.name}` makes them")
+    folder = plan if to is None else to
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [_section(suite, table, store, folder) for table in found]
     keys = dict.fromkeys(result.row.key for table in found for result in table.results)
     environment = Environment(loader=PackageLoader("dreamvideo"), autoescape=select_autoescape(), trim_blocks=True)
     page = environment.get_template("bench.html").render(
@@ -89,13 +84,31 @@ def write(suite: Suite, store: Store) -> list[Path]:
     )
     files = {
         "report.html": page,
+        "report.md": markdown.page(suite, found, {s.table.comparison: s.pictures for s in sections}),
         "cells.csv": _cells(found),
         "summary.csv": _summaries(found),
         "tables.tex": "\n".join(_latex(suite.comparisons[table.comparison], table) for table in found),
     }
     for name, text in files.items():
         write_text(folder / name, text)
-    return [*(folder / name for name in files), *(plot for each in plots.values() for plot in each)]
+    return [*(folder / name for name in files), *(picture for section in sections for picture in section.pictures)]
+
+
+def _section(suite: Suite, table: Table, store: Store, folder: Path) -> _Section:
+    """A comparison, its pictures written."""
+    comparison = suite.comparisons[table.comparison]
+    looks = dict(_looks(suite.folder, comparison))
+    plots = list(_plots(table, folder))
+    return _Section(
+        title=comparison.title,
+        table=table,
+        published=comparison.published,
+        orders=list(orders(table, comparison.published)),
+        groups=list(_groups(table)),
+        pictures=[*plots, sheet.draw(folder / f"{table.comparison}-videos.png", table, store, looks)],
+        plots=[_data_uri(plot.read_bytes()) for plot in plots],
+        looks={name: [_data_uri(_png(look)) for look in own] for name, own in looks.items()},
+    )
 
 
 def _groups(table: Table) -> Iterator[_Group]:
@@ -119,7 +132,7 @@ def _plots(table: Table, folder: Path) -> Iterator[Path]:
         yield scatter(folder / f"{table.comparison}.png", points, x=TEXT, y=fidelity)
 
 
-def _looks(folder: Path, comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
+def _looks(folder: Path, comparison: Comparison) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Some pictures of every subject, and some frames of every motion's first clip."""
     places = [
         *(f"subjects/{name}" for name in comparison.subjects),
@@ -132,7 +145,7 @@ def _looks(folder: Path, comparison: Comparison) -> Iterator[tuple[str, list[str
         else:
             frames = read_clip(examples[0].path, size=_LOOK).frames
             pictures = [frames[len(frames) * number // _LOOKS] for number in range(_LOOKS)]
-        yield Path(place).name, [_data_uri(_png(picture)) for picture in pictures]
+        yield Path(place).name, pictures
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -72,6 +72,8 @@ class Result:
 class Cost:
     """What an entry's concepts take to learn: means over concepts, both halves together."""
 
+    steps: float
+    """Of all stages."""
     parameters: float
     seconds: float | None
     """None where the runs are not here."""
@@ -174,14 +176,16 @@ def _cost(results: list[Result], store: Store) -> Cost | None:
         return None
     halves = [
         (
+            statistics.fmean(sum(concept["steps"].values()) for concept, _ in own),
             statistics.fmean(concept["parameters"] for concept, _ in own),
             [(run["seconds"], run["peak_memory_bytes"]) for _, run in own if run is not None],
         )
         for own in roles.values()
     ]
-    timed = all(runs for _, runs in halves)
+    timed = all(runs for *_, runs in halves)
     return Cost(
-        parameters=sum(parameters for parameters, _ in halves),
-        seconds=sum(statistics.fmean(seconds for seconds, _ in runs) for _, runs in halves) if timed else None,
-        peak_memory=max(statistics.fmean(memory for _, memory in runs) for _, runs in halves) if timed else None,
+        steps=sum(steps for steps, *_ in halves),
+        parameters=sum(parameters for _, parameters, _ in halves),
+        seconds=sum(statistics.fmean(seconds for seconds, _ in runs) for *_, runs in halves) if timed else None,
+        peak_memory=max(statistics.fmean(memory for _, memory in runs) for *_, runs in halves) if timed else None,
     )
