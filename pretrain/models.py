@@ -94,7 +94,7 @@ PRESETS = {
             "judge": Learning(batch=128, lr=1e-3),
             "image": Learning(batch=32, lr=5e-4, chunk=1024, reuse=4),
             "video": Learning(batch=8, lr=6e-4, chunk=256, reuse=4),
-            "motion": Learning(batch=16, lr=4e-4, chunk=256, reuse=4),
+            "motion": Learning(batch=16, lr=1e-3, chunk=256, reuse=4),
         },
     ),
     "gpu": Preset(

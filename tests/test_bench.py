@@ -393,6 +393,9 @@ def test_a_summary_against_numbers_by_hand() -> None:
     assert (difference.mean, difference.units, difference.wins) == (pytest.approx(0.1), 2, 0.75)
     assert (difference.low, difference.high, difference.certain) == (pytest.approx(0.0), pytest.approx(0.2), False)
     assert summarise(ours, theirs, higher_is_better=False).difference.wins == 0.25
+    better, worse = ([Score(unit, 0, value) for unit in range(6)] for value in (1.0, 0.5))
+    assert summarise(better, worse, higher_is_better=True).difference.certain
+    assert not summarise(better[:5], worse, higher_is_better=True).difference.certain, "too few to say so"
     assert summarise(ours, None, higher_is_better=True).difference is None
     assert summarise(ours[:1], [Score("z", 0, 1.0)], higher_is_better=True).spread is None
     assert summarise(ours[:1], [Score("z", 0, 1.0)], higher_is_better=True).difference is None

@@ -14,11 +14,12 @@ _HEAD = """# {name}
 
 {summary}
 
-Written by `dreamvideo bench report {name}`, on base {base}, {versions}. A number is the mean over all videos, ± the
-standard deviation of the seeds' means. Beneath it is the difference to the first row with its 95 % interval (paired
-bootstrap over prompts and concepts, the seeds averaged), in bold where no difference lies outside the interval. Seconds
-and memory are of learning alone, one thread a process, on the machine as it was: other work beside it makes seconds
-longer.
+Written by `dreamvideo bench report {name}`; base {base}; {versions}.
+
+A number is the mean over all videos, ± the standard deviation of the seeds' means. Beneath it is the difference to the
+first row with its 95 % interval (paired bootstrap over prompts and concepts, the seeds averaged), in bold where there
+are six of these or more and no difference lies outside the interval. Seconds and memory are of learning alone, one
+thread a process; other work on the machine makes seconds longer.
 """
 
 
