@@ -57,8 +57,10 @@ def read_made(path: str | Path) -> dict[str, Any]:
 
 
 def described_file(path: str | Path | None) -> dict[str, str]:
-    """How a video's JSON names a file that it needs; nothing for a concept that has no file."""
-    return {} if path is None else {"path": str(Path(path).resolve()), "sha256": _sha256(Path(path))}
+    """How a video's JSON names a file that it needs; nothing for a concept in memory that has no file, or none now."""
+    if path is None or not Path(path).is_file():
+        return {}
+    return {"path": str(Path(path).resolve()), "sha256": _sha256(Path(path))}
 
 
 def _files(value: Any) -> Iterator[Mapping[str, str]]:

@@ -247,6 +247,15 @@ def test_a_video_and_its_json_give_the_same_frames_again(unet3d: VideoBase, dog,
         api.regenerate(tmp_path / "out" / "video.mp4.json", device="cpu")
 
 
+def test_a_concept_in_memory_needs_no_file(unet3d: VideoBase, tmp_path):
+    saved = tmp_path / "dog.safetensors"
+    file.save(saved, identity(unet3d))
+    subject = file.load(saved)
+    saved.unlink()
+    video = api.generate(unet3d, "a *", concepts=[subject], config=SampleConfig(steps=1, frames=1))
+    assert video.made["concepts"] == [{"name": subject.meta.name, "weight": "1"}]
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
