@@ -35,7 +35,7 @@ BELOW_API = (
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
-    **dict.fromkeys(("discovery", "flow", "hub", "options", "progress", "terminal"), ""),
+    **dict.fromkeys(("discovery", "flow", "hub", "options", "plots", "progress", "sheets", "terminal"), ""),
     "bundled": "config",
     "features": "hub",
     "video": "media",
@@ -85,17 +85,21 @@ ARROWS = {
     "bench.workers": "bench.results bench.work",
     "bench.runner": "bench.results bench.work bench.workers",
     "bench.plan": f"bench.results bench.suite bench.work {BELOW_API}",
-    "bench.plots": "",
-    "bench.report": "bench.suite bench.results bench.statistics bench.plots concept media",
+    "bench.diversity": "bench.results config metrics.metric scoring",
+    "bench.report": "bench.suite bench.results bench.diversity bench.statistics concept media metrics.lpips plots",
     "bench.cli": "bench.* options terminal",
+    "analysis": "",
+    "analysis.weights": "adapters.* bases.base plots sample",
+    "analysis.grid": f"api metrics.metric plots scoring sheets {BELOW_API}",
+    "analysis.cli": "adapters.file analysis analysis.* api bundled metrics options sample terminal",
     "measuring": "catalogue options scoring terminal",
-    "cli": "api bench.cli bundled catalogue config convert demo describe doctor measuring official options sample "
-    "terminal",
+    "cli": "analysis.cli api bench.cli bundled catalogue config convert demo describe doctor measuring official "
+    "options sample terminal",
     "__main__": "cli",
     "__init__": "api adapters.file sample scoring video",
 }
 # Where our own modules may be imported late, so that the command line answers at once.
-LAZY = {"cli", "bench.cli", "measuring", "__init__"}
+LAZY = {"cli", "analysis.cli", "bench.cli", "measuring", "__init__"}
 
 LINES = {"methods.*": 200, "edits.*": 200, "train": 250, "*": 400}
 FUNCTION_LINES = 60
@@ -126,6 +130,9 @@ OPTIONS = {
     "edits": "--json",
     "metrics": "--json",
     "score": "--base --clip --device --dino --json --lpips --prompt --raft --reference-clip --references --sibling",
+    "grid": "--base --clip --count --device --dino --dtype --image-encoder --json --motion --motion-step "
+    "--motion-weight --out --reference-clip --references --seed --steps --subject --subject-step --subject-weight",
+    "analyze weights": "--base --device --dtype --json --out",
     "doctor": "--json",
     "bench list": "--json",
     "bench run": "--device --dtype --json --out --ray --workers",
@@ -231,7 +238,7 @@ def test_all_is_complete(name: str) -> None:
     The commands of the command line are taken by typer.
     """
     public = set()
-    if name not in ("cli", "bench.cli", "measuring"):
+    if name not in ("cli", "analysis.cli", "bench.cli", "measuring"):
         public = {n.name for n in TREES[name].body if isinstance(n, FUNCTIONS) and not n.name.startswith("_")}
     for tree in TREES.values():
         modules = {here for module, inner, here in _taken(tree) if module == name and inner is None}

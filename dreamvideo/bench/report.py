@@ -3,8 +3,9 @@
 import base64
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from dreamvideo.bench.plots import Point, scatter
+from dreamvideo.bench.diversity import diverse
 from dreamvideo.bench.results import Result, Store, Table, read_rows, tables
 from dreamvideo.bench.statistics import Summary
 from dreamvideo.bench.suite import Comparison, Published, Suite
@@ -20,6 +21,8 @@ from dreamvideo.concept import read_concept
 from dreamvideo.errors import BadInput
 from dreamvideo.files import write_text
 from dreamvideo.media import crop_wide, read_clip, read_image
+from dreamvideo.metrics.lpips import Lpips, LpipsDiversity
+from dreamvideo.plots import Point, scatter
 
 __all__ = ["write"]
 
@@ -48,6 +51,8 @@ class _Section:
     groups: Sequence[_Group]
     plots: Sequence[str]
     """As data URIs."""
+    absent: Sequence[str]
+    """Entries that were not planned, because their base was not there."""
     looks: Mapping[str, Sequence[str]]
     """Concept -> what it was learned from, small, as data URIs; where the data are here."""
 
@@ -55,13 +60,16 @@ class _Section:
 def write(suite: Suite, store: Store) -> list[Path]:
     """Write report.html, cells.csv, summary.csv, tables.tex and a plot for each comparison, beside the suite's plan.
 
-    The page needs no other file: videos and plots are in it.
+    The page needs no other file: videos and plots are in it. Diversity over seeds is measured here, where the suite
+    names LPIPS's weights.
 
     Raises:
         BadInput: the suite was not run here, or nothing of it is there yet.
     """
     folder = store.suite(suite.name)
-    found = [table for table in tables(read_rows(folder / "plan.json"), store) if table.comparison in suite.comparisons]
+    rows = read_rows(folder / "plan.json")
+    planned = {(row.comparison, row.entry) for row in rows}
+    found = [table for table in tables(rows, store, more=_more(suite, store)) if table.comparison in suite.comparisons]
     if not found:
         raise BadInput(
             f"{folder}: no cell of {suite.name} is there yet; `dreamvideo bench run {suite.name}` makes them"
@@ -74,6 +82,7 @@ def write(suite: Suite, store: Store) -> list[Path]:
             suite.comparisons[table.comparison].published,
             list(_groups(table)),
             [_data_uri(plot.read_bytes()) for plot in plots[table.comparison]],
+            [e for e in suite.comparisons[table.comparison].entries if (table.comparison, e) not in planned],
             dict(_looks(suite.folder, suite.comparisons[table.comparison])),
         )
         for table in found
@@ -96,6 +105,11 @@ def write(suite: Suite, store: Store) -> list[Path]:
     for name, text in files.items():
         write_text(folder / name, text)
     return [*(folder / name for name in files), *(plot for each in plots.values() for plot in each)]
+
+
+def _more(suite: Suite, store: Store) -> Callable[[tuple[Result, ...]], tuple[Result, ...]] | None:
+    weights = suite.encoders.get("lpips")
+    return None if weights is None else partial(diverse, store=store, metric=LpipsDiversity(Lpips.load(weights)))
 
 
 def _groups(table: Table) -> Iterator[_Group]:
