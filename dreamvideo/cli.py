@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from dreamvideo import catalogue, measuring
+from dreamvideo.analysis.cli import app as analysis
 from dreamvideo.bench.cli import app as bench
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
-from dreamvideo.options import Device, Json
+from dreamvideo.options import Base, Device, Dtype, ImageEncoder, Json, weighted
 from dreamvideo.terminal import bar, outline, say, table
 
 __all__ = ["app", "main"]
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(measuring.app)
+app.add_typer(analysis)
 app.add_typer(bench, name="bench")
 
 
@@ -55,11 +57,6 @@ class Format(StrEnum):
     diffusers = "diffusers"
 
 
-Base = Annotated[str, typer.Option(help="A base's name, its folder in diffusers' layout, its hub id, or two, A+B.")]
-ImageEncoder = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a CLIP image encoder, for appearance guidance.")
-]
-Dtype = Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16; auto is fp32 on a CPU, else bf16.")]
 RecipeName = Annotated[str | None, typer.Option(help="A shipped recipe's name (paper, official) or a .toml file.")]
 Set = Annotated[list[str], typer.Option("--set", help="Any setting of the recipe: section.field=value. Repeatable.")]
 LearnSteps = Annotated[int | None, typer.Option(min=1, help="Updates of every stage, instead of the recipe's.")]
@@ -136,7 +133,7 @@ def _learn(
             source,
             **options,
             settings=layers,
-            on_step=lambda p: advance(p.stage, p.step, p.steps, f"loss {p.loss:.4f}"),
+            on_step=lambda p: advance(p.stage, p.step, p.steps, p.note),
         )
     meta = learned.meta
     say(
@@ -198,7 +195,7 @@ def generate(
             negative=negative,
         )  # fmt: skip
         loaded = _base(base, dtype, device, image_encoder)
-        parts = [_weighted(text) for text in (*subject, *motion)]
+        parts = [weighted(text) for text in (*subject, *motion)]
         saved = []
         for number in range(count):
             with bar() as advance:
@@ -247,18 +244,10 @@ def edit(
     with bar() as advance:
         video = api.edit(
             loaded, clip, prompt, caption=caption, method=method, recipe=recipe, settings=settings, keep=keep,
-            seed=seed, on_step=lambda p: advance(p.stage, p.step, p.steps, f"loss {p.loss:.4f}"),
+            seed=seed, on_step=lambda p: advance(p.stage, p.step, p.steps, p.note),
         )  # fmt: skip
     saved = str(video.save(out))
     say({"video": saved, "measured": video.made["measured"]}, saved, as_json=json)
-
-
-def _weighted(text: str) -> tuple[str, str | None]:
-    """`FILE` or `FILE:WEIGHT`."""
-    if Path(text).exists() or ":" not in text:
-        return text, None
-    file, _, weight = text.rpartition(":")
-    return file, weight
 
 
 @app.command()

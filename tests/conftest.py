@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from alexnet import CHANNELS, alexnet
 from PIL import Image
 
 from dreamvideo import bases, media
@@ -66,3 +67,15 @@ def subject_concept(dog: Path) -> Concept:
 @pytest.fixture(scope="session")
 def motion_concept(turn: Path) -> Concept:
     return read_concept(turn, kind="clip", caption="a car turning")
+
+
+@pytest.fixture(scope="session")
+def lpips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of random weights, named and shaped as the published ones."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("lpips")
+    trunk = {f"features.{name}": tensor for name, tensor in alexnet().state_dict().items()}
+    torch.save(trunk, folder / "alexnet-owt-7be5be79.pth")
+    mix = {f"lin{number}.model.1.weight": torch.rand(1, width, 1, 1) for number, width in enumerate(CHANNELS)}
+    torch.save(mix, folder / "alex.pth", _use_new_zipfile_serialization=False)  # as it is published
+    return folder

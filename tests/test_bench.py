@@ -12,6 +12,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +20,11 @@ import numpy as np
 import psutil
 import pytest
 
-from dreamvideo import catalogue, media, methods
+from dreamvideo import catalogue, media, methods, scoring
 from dreamvideo.bench import manifest, results, runner, suite
+from dreamvideo.bench.diversity import diverse
 from dreamvideo.bench.orders import Order, orders
 from dreamvideo.bench.plan import Plan, plan
-from dreamvideo.bench.plots import Point, scatter
 from dreamvideo.bench.report import write
 from dreamvideo.bench.results import Store
 from dreamvideo.bench.statistics import Difference, Score, bootstrap, summarise
@@ -32,7 +33,9 @@ from dreamvideo.bench.work import Task, attempt
 from dreamvideo.bench.workers import LocalWorkers, Outcome, RayWorkers, Workers
 from dreamvideo.bundled import DEFAULT_BASE, bundled, card
 from dreamvideo.config import build, merged, read_toml, write_toml
-from dreamvideo.errors import BadConfig, BadInput
+from dreamvideo.errors import BadConfig, BadInput, MissingWeights
+from dreamvideo.metrics.lpips import Lpips, LpipsDiversity
+from dreamvideo.plots import Point, scatter
 
 SUITE = """
 summary = "A comparison that takes no time."
@@ -242,6 +245,18 @@ def test_an_entry_may_have_a_base_of_its_own(small: Suite, made: Made) -> None:
     assert cells["first"] == cells["the base"]  # the same is asked of the same
     assert not set(cells["images"]) & set(cells["first"])
     assert made.plan.cells.keys() < planned.cells.keys()
+
+
+def test_a_base_that_is_not_here_leaves_the_others(small: Suite, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    joint = small.comparisons["joint"]
+    entries = {**joint.entries, "elsewhere": suite.Entry(base="nobody/has-this")}
+    planned = plan(replace(small, comparisons={"joint": replace(joint, entries=entries)}))
+    assert planned.rows == made.plan.rows
+    assert planned.missing.keys() == {"nobody/has-this"}
+    assert "nobody/has-this" in planned.missing["nobody/has-this"]
+    with pytest.raises(MissingWeights, match="nobody/has-this"):
+        plan(replace(small, base="nobody/has-this"))
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
@@ -522,6 +537,30 @@ def test_a_plot_shows_every_point(tmp_path: Path) -> None:
     scatter(tmp_path / "one.png", {"one": Point(0.1, 0.2)}, x="x", y="y")  # no extent at all
 
 
+def test_diversity_is_measured_where_seeds_meet(small: Suite, made: Made, lpips: Path, tmp_path: Path) -> None:
+    store, rng = Store(tmp_path / "copy"), np.random.default_rng(0)
+    shutil.copytree(made.store.folder, store.folder)
+    for key in made.plan.cells:  # LPIPS sees nothing in pictures as small as the tiny base's
+        media.write_video(store.video(key), rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8), fps=8)
+    (before,) = results.tables(made.plan.rows, store)
+    metric = LpipsDiversity(Lpips.load(lpips))
+    (table,) = results.tables(made.plan.rows, store, more=partial(diverse, store=store, metric=metric))
+    assert table.metrics == {**before.metrics, "LPIPS diversity": True}
+    rows = [row for row in made.plan.rows if row.entry == "the base"][:2]
+    assert [row.seed for row in rows] == [0, 1]
+    one, other = (scoring.read_video(store.video(row.key))[0] for row in rows)
+    expected = float(metric.distance(one, other).mean())
+    found = {result.row: result.cell["scores"]["LPIPS diversity"] for result in table.results}
+    assert [found[row] for row in rows] == pytest.approx([expected, expected])
+    assert expected > 0
+    alone = [result for result in table.results if result.row.seed == 0]
+    assert diverse(alone, store, metric)[0].cell["scores"] == before.results[0].cell["scores"]
+    page = write(replace(small, encoders={**small.encoders, "lpips": str(lpips)}), store)[0].read_text()
+    assert "LPIPS diversity ↑" in page
+    entry = replace(small.comparisons["joint"], entries={**small.comparisons["joint"].entries, "gone": suite.Entry()})
+    assert "base was not here: gone." in write(replace(small, comparisons={"joint": entry}), store)[0].read_text()
+
+
 # -- outside data -----------------------------------------------------------------------------------------------------
 
 
@@ -530,6 +569,11 @@ def test_the_manifest_is_held_against_what_is_there(small: Suite, data: Path) ->
         material = Material(**{"take": "dataset/dog", "files": 3, **changes})
         source = Source(address="https://example.org", terms="free", how="copy it", material={place: material})
         (finding,) = manifest.check(replace(small, sources={"photos": source}))
+        assert set(finding.unchecked) == {
+            name
+            for name, field in (("contents", "sha256"), ("number of files", "files"), ("frames", "frames"))
+            if getattr(material, field) is None and (field != "frames" or place.startswith("motions"))
+        }
         assert manifest.wanted([finding]) == (["photos"] if finding.state in ("missing", "changed") else [])
         return finding.state, finding.found
 

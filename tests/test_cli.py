@@ -310,3 +310,18 @@ def test_the_benchmark_from_the_command_line(run, tmp_path: Path):
     assert code == 0, err
     assert "missing  motions/playing-guitar" in out
     assert "https://www.crcv.ucf.edu/data/UCF101.php" in out
+
+
+def test_what_was_learned_is_looked_into(run, dog: Path, turn: Path):
+    saved = ["--set", "train.save_every=1"]
+    assert run("motion", turn, "--caption", "a car turning", "--method", "lora", "--steps", 2, *saved)[0] == 0
+    code, out, err = run("analyze", "weights", "runs/turn/turn.safetensors", "--json")
+    assert code == 0, err
+    (means,) = json.loads(out)["means"].values()
+    assert set(means) == {"self-attention"}
+    assert all(Path(file).is_file() for file in json.loads(out)["files"])
+    words = ["--motion", "runs/turn", "--motion-weight", 0.5, "--motion-weight", 1, "--reference-clip", turn]
+    code, out, err = run("grid", "a dog turning", *words, "--steps", 1)
+    assert code == 0, err
+    assert "best of 4: turn, step" in out
+    assert Path("grid/sheet.png").is_file()

@@ -35,7 +35,8 @@ BELOW_API = (
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
-    **dict.fromkeys(("discovery", "flow", "hub", "options", "progress", "terminal"), ""),
+    **dict.fromkeys(("discovery", "flow", "hub", "options", "plots", "processes", "progress"), ""),
+    **dict.fromkeys(("sheets", "terminal"), ""),
     "bundled": "config",
     "features": "hub",
     "video": "media",
@@ -45,29 +46,34 @@ ARROWS = {
     "catalogue": "bundled",
     "adapters.file": "adapters.*",
     "adapters": "",
+    "adapters.ports": "adapters.attention",
     "adapters.*": "adapters.graft adapters.ports",
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
     "bases": "bases.base bundled config hub",
-    "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.modes bases.places bases.records "
-    "bases.text diffusion",
+    "bases.base": "adapters.attention adapters.graft adapters.ports adapters.words bases.images bases.modes "
+    "bases.places bases.records bases.text diffusion",
     "bases.places": "adapters.graft adapters.ports",
     "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
-    "bases.*": "adapters.ports bases.base bases.images bases.parts",
+    "bases.*": "adapters.attention adapters.ports bases.base bases.images bases.parts",
     # row 2: how
     "data": "bases.base concept diffusion media views",
     "methods": "discovery methods.method",
     "methods.prompts": "concept",
     "methods.*": "methods.method methods.prompts methods.tuning adapters.* bases.base concept data diffusion views",
     "edits": "discovery edits.edit",
+    # These three learn and sample: they stand on row 3.
+    "edits.null_text": "bases.base progress sample",
+    "edits.prompt_to_prompt": "adapters.attention sample",
+    "edits.video_p2p": "edits.* adapters.file adapters.ports bases.base concept media progress recipe sample train",
     "edits.*": "edits.* bases.base bundled config diffusion features flow progress",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
-    "train": "run recipe data concept bases.base adapters.* methods.method diffusion progress stopping",
+    "train": "run recipe data concept bases.base adapters.* methods.method diffusion processes progress stopping",
     "editing": "recipe edits edits.edit bases.base concept config media progress stopping",
-    "sample": "bases.base adapters.* diffusion",
+    "sample": "bases.base adapters.* diffusion progress",
     "merging": "adapters.* bases.base",
     "official": "official.*",
     "official.*": "official.* adapters.*",
@@ -85,17 +91,21 @@ ARROWS = {
     "bench.workers": "bench.results bench.work",
     "bench.runner": "bench.results bench.work bench.workers",
     "bench.plan": f"bench.results bench.suite bench.work {BELOW_API}",
-    "bench.plots": "",
-    "bench.report": "bench.suite bench.results bench.statistics bench.plots concept media",
+    "bench.diversity": "bench.results config metrics.metric scoring",
+    "bench.report": "bench.suite bench.results bench.diversity bench.statistics concept media metrics.lpips plots",
     "bench.cli": "bench.* options terminal",
+    "analysis": "",
+    "analysis.weights": "adapters.* bases.base plots sample",
+    "analysis.grid": f"api metrics.metric plots scoring sheets {BELOW_API}",
+    "analysis.cli": "adapters.file analysis analysis.* api bundled metrics options sample terminal",
     "measuring": "catalogue options scoring terminal",
-    "cli": "api bench.cli bundled catalogue config convert demo describe doctor measuring official options sample "
-    "terminal",
+    "cli": "analysis.cli api bench.cli bundled catalogue config convert demo describe doctor measuring official "
+    "options sample terminal",
     "__main__": "cli",
     "__init__": "api adapters.file sample scoring video",
 }
 # Where our own modules may be imported late, so that the command line answers at once.
-LAZY = {"cli", "bench.cli", "measuring", "__init__"}
+LAZY = {"cli", "analysis.cli", "bench.cli", "measuring", "__init__"}
 
 LINES = {"methods.*": 200, "edits.*": 200, "train": 250, "*": 400}
 FUNCTION_LINES = 60
@@ -126,6 +136,9 @@ OPTIONS = {
     "edits": "--json",
     "metrics": "--json",
     "score": "--base --clip --device --dino --json --lpips --prompt --raft --reference-clip --references --sibling",
+    "grid": "--base --clip --count --device --dino --dtype --image-encoder --json --motion --motion-step "
+    "--motion-weight --out --reference-clip --references --seed --steps --subject --subject-step --subject-weight",
+    "analyze weights": "--base --device --dtype --json --out",
     "doctor": "--json",
     "bench list": "--json",
     "bench run": "--device --dtype --json --out --ray --workers",
@@ -231,7 +244,7 @@ def test_all_is_complete(name: str) -> None:
     The commands of the command line are taken by typer.
     """
     public = set()
-    if name not in ("cli", "bench.cli", "measuring"):
+    if name not in ("cli", "analysis.cli", "bench.cli", "measuring"):
         public = {n.name for n in TREES[name].body if isinstance(n, FUNCTIONS) and not n.name.startswith("_")}
     for tree in TREES.values():
         modules = {here for module, inner, here in _taken(tree) if module == name and inner is None}

@@ -642,3 +642,23 @@ def test_a_merged_concept_survives_its_file(unet3d: VideoBase, custom: list[Conc
     for name, adapters in one.sets.items():
         state = again.sets[name].state_dict()
         assert all(torch.equal(state[key], tensor) for key, tensor in adapters.state_dict().items())
+
+
+# -- DreamVideo -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("attention", "feed_forward"), [("serial", "parallel"), ("parallel", "serial")])
+def test_feed_forward_adapters_have_a_placement_of_their_own(
+    unet3d: VideoBase, motion_concept: Concept, attention: Any, feed_forward: Any
+) -> None:
+    def sets(**values: Any) -> dict[str, AdapterSet]:
+        method = methods.find("dreamvideo-motion")(condition=False, **values)
+        return dict(method.stages(unet3d, motion_concept, seed=0)[0].learn)
+
+    mixed = sets(placement=attention, ff_placement=feed_forward)
+    placed = {site: adapters.kind.placement for adapters in mixed.values() for site in adapters.sites}
+    (whole,) = sets(placement=attention).values()
+    assert placed == {site: feed_forward if site.port == "ff" else attention for site in whole.sites}
+    assert set(placed.values()) == {"parallel", "serial"}
+    assert sets(placement=attention, ff_placement=attention).keys() == {"motion"}
+    assert sets(ports=("ff",), ff_placement="serial")["motion"].kind.serial

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from alexnet import alexnet
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
@@ -28,7 +29,6 @@ from dreamvideo.metrics.motion import MotionFidelity
 
 SIDE = 16
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's convolutions
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +49,6 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[features.Images,
         about = {**says, "image_mean": MEAN, "image_std": STD}
         (folder / name / "preprocessor_config.json").write_text(json.dumps(about))
     return *features.clip(folder / "clip"), features.dino(folder / "dino"), folder
-
-
-@pytest.fixture(scope="module")
-def lpips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of random weights, named and shaped as the published ones."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("lpips")
-    trunk = {f"features.{name}": tensor for name, tensor in alexnet().state_dict().items()}
-    torch.save(trunk, folder / "alexnet-owt-7be5be79.pth")
-    mix = {f"lin{number}.model.1.weight": torch.rand(1, width, 1, 1) for number, width in enumerate(CHANNELS)}
-    torch.save(mix, folder / "alex.pth", _use_new_zipfile_serialization=False)  # as it is published
-    return folder
-
-
-def alexnet() -> nn.Sequential:
-    """The convolutions of AlexNet."""
-    first, second, third, fourth, fifth = CHANNELS
-    return nn.Sequential(
-        nn.Conv2d(3, first, 11, stride=4, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2),
-        nn.Conv2d(first, second, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2),
-        nn.Conv2d(second, third, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(third, fourth, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(fourth, fifth, 3, padding=1),
-        nn.ReLU(),
-    )
 
 
 def noise(count: int, seed: int, *, height: int = 24, width: int = 40) -> np.ndarray:

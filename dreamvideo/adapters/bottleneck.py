@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from dreamvideo.adapters.graft import Kind, Site
 from dreamvideo.adapters.ports import Condition
 
-__all__ = ["Bottleneck", "Form"]
+__all__ = ["Bottleneck", "Form", "Placement"]
 
 Form = Literal["bottleneck", "linear bottleneck", "linear", "nonlinear"]
+Placement = Literal["parallel", "serial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Bottleneck(Kind):
     """Width of the bottleneck; half the stream's width when None (supplementary; Tab. S5 uses 32)."""
     condition: int | None = None
     """Width of the image vector for appearance guidance; None: no condition layer (identity adapter)."""
-    placement: Literal["parallel", "serial"] = "parallel"
+    placement: Placement = "parallel"
     """Beside the branch or after it (Tab. S6)."""
     form: Form = "bottleneck"
     """Tab. S9: `bottleneck` is DreamVideo's; `linear bottleneck` has no GELU; `linear` is one zero-initialised

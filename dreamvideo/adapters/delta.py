@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamvideo.adapters.graft import Kind, Site
 
@@ -30,6 +30,9 @@ class Delta(Kind):
 
     def build(self, site: Site, generator: torch.Generator) -> nn.Module:
         return _Delta(site.shape)
+
+    def change(self, adapter: nn.Module) -> Tensor:
+        return adapter.get_parameter("delta")
 
 
 class _Delta(nn.Module):

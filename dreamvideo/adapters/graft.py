@@ -43,12 +43,18 @@ class Site:
         """The prefix of its tensors in a file."""
         return f"{self.path}.{self.port}"
 
+    @property
+    def parameter(self) -> str:
+        """Which parameter of a single layer belongs to the port: at `out` the weight."""
+        return "weight" if self.port == "out" else self.port
+
 
 class Kind(ABC):
     """A kind of adapter: a frozen dataclass whose fields are its options.
 
     Questions: `build`: which module belongs on a site? `serial`: does it read what the branch made of the stream,
-    rather than what the branch was given?
+    rather than what the branch was given? And, where the default of none is not the answer, `change`: what does a
+    module add to the layer's parameter?
     """
 
     label: ClassVar[str]
@@ -66,6 +72,11 @@ class Kind(ABC):
     @abstractmethod
     def build(self, site: Site, generator: torch.Generator) -> nn.Module:
         """The module for `site`, its `forward(x, given)` returning the delta; fresh, it changes nothing."""
+
+    def change(self, adapter: nn.Module) -> Tensor | None:
+        """What a module of this kind, at weight 1, comes to as a delta of its site's `parameter`; None where it stands
+        beside the layers and changes none."""
+        return None
 
 
 class AdapterSet:
@@ -117,6 +128,13 @@ class AdapterSet:
             if parameter.shape != tensors[name].shape:
                 raise BadFile(f"tensor {name}: shape {list(tensors[name].shape)}, not {list(parameter.shape)}")
             parameter.copy_(tensors[name])
+
+    def changes(self) -> Iterator[tuple[Site, Tensor]]:
+        """What the set at weight 1 adds to parameters of the base, each of its site's shape."""
+        for site, graft in self.grafts.items():
+            change = self.kind.change(graft.adapter)
+            if change is not None:
+                yield site, change.detach()
 
     def requires_grad_(self, wanted: bool) -> "AdapterSet":
         """Say whether the set is being learned."""

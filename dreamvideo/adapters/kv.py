@@ -34,6 +34,9 @@ class KeyValue(Kind):
     def build(self, site: Site, generator: torch.Generator) -> nn.Module:
         return _KeyValue(site.shape, self.detach_start)
 
+    def change(self, adapter: nn.Module) -> Tensor:
+        return adapter.get_parameter("delta")
+
 
 class _KeyValue(nn.Module):
     """`forward` maps text states (B, L, in) to a delta of keys or values (B, L, out)."""

@@ -40,8 +40,16 @@ class LoRA(Kind):
         return False
 
     def build(self, site: Site, generator: torch.Generator) -> nn.Module:
-        factor = 1.0 if self.alpha is None else self.alpha / self.rank
-        return _LowRank(site.shape, self.rank, factor, self.dropout, self.detach_start, generator)
+        return _LowRank(site.shape, self.rank, self.factor, self.dropout, self.detach_start, generator)
+
+    @property
+    def factor(self) -> float:
+        """On the product of the two."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def change(self, adapter: nn.Module) -> Tensor:
+        up, down = adapter.get_parameter("up"), adapter.get_parameter("down")
+        return self.factor * torch.tensordot(up, down, dims=1)
 
 
 class _LowRank(nn.Module):

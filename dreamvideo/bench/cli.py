@@ -1,5 +1,6 @@
 """`dreamvideo bench`: run a suite, report on it. Each command is a few lines; torch is imported where it is needed."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,15 +45,25 @@ def run(
 
     asked = suite.read(reference)
     planned, store = plan.plan(asked, device=device, dtype=dtype), results.Store(out)
+    for why in planned.missing.values():
+        typer.echo(why, err=True)
     results.write_rows(store.suite(asked.name) / "plan.json", planned.rows)
     with (RayWorkers if ray else LocalWorkers)(workers) as pool:
         failed = runner.run(planned.cells.values(), store, pool, on_progress=_tell)
     made = sum(cell.done(store) for cell in planned.cells.values())
-    told = {"suite": asked.name, "cells": len(planned.cells), "there": made, "failed": failed}
+    told = {
+        "suite": asked.name,
+        "cells": len(planned.cells),
+        "there": made,
+        "failed": failed,
+        "missing": planned.missing,
+    }
     say(told, f"{store.folder}: {made} of {len(planned.cells)} cells of {asked.name} are there", as_json=json)
+    troubles = [f"no cells on {base}, which is not here" for base in planned.missing]
     if failed:
-        whys = sorted(set(failed.values()))
-        raise RunFailed(f"{len(failed)} cells could not be made: {'; '.join(whys)}; the same command tries them again")
+        troubles.append(f"{len(failed)} cells could not be made: {'; '.join(sorted(set(failed.values())))}")
+    if troubles:
+        raise RunFailed(f"{'; '.join(troubles)}; the same command tries again")
 
 
 @app.command()
@@ -79,11 +90,14 @@ def fetch(reference: Reference, json: Json = False) -> None:
     asked = suite.read(reference)
     findings = manifest.check(asked)
     lines = [(f.state, f.place, f.found) for f in findings]
+    gaps = Counter(gap for finding in findings for gap in finding.unchecked)
+    unchecked = ", ".join(f"{gap} of {count} folders" for gap, count in gaps.items())
     advice = [
         f"\n{name}: {asked.sources[name].address}\n{asked.sources[name].how}" for name in manifest.wanted(findings)
     ]
     shown = table(lines) if lines else f"{asked.name} needs no outside data"
-    say([f.plain() for f in findings], "\n".join([shown, *advice]), as_json=json)
+    unknown = [f"\nunchecked, because the manifest has no record: {unchecked}"] if gaps else []
+    say([f.plain() for f in findings], "\n".join([shown, *unknown, *advice]), as_json=json)
 
 
 def _tell(progress: Any) -> None:

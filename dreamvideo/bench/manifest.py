@@ -23,6 +23,8 @@ class Finding:
     state: State
     """`unrecorded`: it is there, and the manifest has no hash to hold it against."""
     found: str
+    unchecked: tuple[str, ...]
+    """What the manifest does not have on record, so that nobody can check it."""
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -31,7 +33,7 @@ class Finding:
 def check(suite: Suite) -> list[Finding]:
     """Look at every folder that the manifest names."""
     return [
-        Finding(place, name, *_state(suite.folder / place, material))
+        Finding(place, name, *_state(suite.folder / place, material), _gaps(place, material))
         for name, source in suite.sources.items()
         for place, material in source.material.items()
     ]
@@ -59,6 +61,13 @@ def _state(folder: Path, material: Material) -> tuple[State, str]:
     if material.sha256 is None:
         return "unrecorded", f"sha256 {found}"
     return ("there", "") if found == material.sha256 else ("changed", f"sha256 {found}, not {material.sha256}")
+
+
+def _gaps(place: str, material: Material) -> tuple[str, ...]:
+    known = {"contents": material.sha256, "number of files": material.files}
+    if place.startswith("motions/"):
+        known["frames"] = material.frames
+    return tuple(name for name, value in known.items() if value is None)
 
 
 def _hash(seen: Survey) -> str:

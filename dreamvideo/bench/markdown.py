@@ -1,6 +1,6 @@
 """A suite's tables as a page of Markdown, for where videos cannot be shown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dreamvideo.bench.orders import orders
@@ -23,23 +23,24 @@ thread a process; other work on the machine makes seconds longer.
 """
 
 
-def page(suite: Suite, tables: Sequence[Table], pictures: Mapping[str, Sequence[Path]]) -> str:
+def page(suite: Suite, comparisons: Sequence[tuple[Table, Sequence[Path], Sequence[str]]]) -> str:
     """The page.
 
     Args:
-        pictures: comparison -> PNGs that lie beside the page.
+        comparisons: of each its table, the PNGs that lie beside the page, and the entries whose base was not there.
     """
-    versions = ", ".join(f"{name} {number}" for name, number in tables[0].results[0].cell["versions"].items())
+    first = comparisons[0][0].results[0]
+    versions = ", ".join(f"{name} {number}" for name, number in first.cell["versions"].items())
     parts = [_HEAD.format(name=suite.name, summary=suite.summary, base=suite.base, versions=versions)]
-    for table in tables:
+    for table, pictures, absent in comparisons:
         comparison = suite.comparisons[table.comparison]
-        parts += [f"## {comparison.title}", "", *_counts(comparison, table), "", *_table(comparison, table), ""]
+        parts += [f"## {comparison.title}", "", _counts(comparison, table, absent), "", *_table(comparison, table), ""]
         parts += [*_orders(comparison, table)]
-        parts += [f"![{comparison.title}]({picture.name})\n" for picture in pictures[table.comparison]]
+        parts += [f"![{comparison.title}]({picture.name})\n" for picture in pictures]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _counts(comparison: Comparison, table: Table) -> Iterator[str]:
+def _counts(comparison: Comparison, table: Table, absent: Sequence[str]) -> str:
     asked = [
         f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
         for noun, found in (
@@ -51,7 +52,8 @@ def _counts(comparison: Comparison, table: Table) -> Iterator[str]:
         if found
     ]
     missing = f" {table.missing} cells are missing." if table.missing else ""
-    yield f"{', '.join(asked)}.{missing}"
+    without = f" Their bases were not there: {', '.join(absent)}." if absent else ""
+    return f"{', '.join(asked)}.{missing}{without}"
 
 
 def _table(comparison: Comparison, table: Table) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dreamvideo.bench.suite import Learner, Suite
 from dreamvideo.bench.work import BasePlace, Cell, Learning, digest, forget_bases, protocols
 from dreamvideo.concept import Concept, read_concept
 from dreamvideo.config import build
+from dreamvideo.errors import MissingWeights
 from dreamvideo.media import Kind
 from dreamvideo.recipe import resolve
 from dreamvideo.sample import SampleConfig
@@ -28,13 +29,16 @@ class Plan:
     """In the suite's order. One cell may stand in several."""
     cells: Mapping[str, Cell]
     """By key."""
+    missing: Mapping[str, str]
+    """Base -> why it is not here: its entries have neither rows nor cells."""
 
 
 def plan(suite: Suite, *, device: str = "auto", dtype: str = "auto") -> Plan:
-    """Read the concepts, resolve the recipes, and name every cell.
+    """Read the concepts, resolve the recipes, and name every cell on the bases that are here.
 
     Raises:
-        BadInput: a concept or a base is not here, or a recipe or a setting will not do.
+        MissingWeights: no base is.
+        BadInput: a concept is not here, or a recipe or a setting will not do.
     """
     build(SampleConfig, suite.sampling, where="sampling")
     own = BasePlace(
@@ -51,12 +55,18 @@ def plan(suite: Suite, *, device: str = "auto", dtype: str = "auto") -> Plan:
         place = own if other is None else replace(own, reference=other, image_encoder=None)
         places.setdefault(place, []).append((title, name))
     found: dict[tuple[str, str], list[tuple[Row, Cell]]] = {}
+    missing: dict[str, str] = {}
     # Base by base: no two of them are in memory together.
     for place, named in places.items():
-        found |= _planned(suite, place, named)
+        try:
+            found |= _planned(suite, place, named)
+        except MissingWeights as error:
+            missing[place.reference] = str(error)
         forget_bases()
-    pairs = [pair for row in rows for pair in found[row]]
-    return Plan(tuple(row for row, _ in pairs), {cell.key: cell for _, cell in pairs})
+    if not found:
+        raise MissingWeights("; ".join(missing.values()))
+    pairs = [pair for row in rows for pair in found.get(row, ())]
+    return Plan(tuple(row for row, _ in pairs), {cell.key: cell for _, cell in pairs}, missing)
 
 
 def _planned(

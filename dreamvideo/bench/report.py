@@ -3,8 +3,9 @@
 import base64
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from dreamvideo.bench import markdown, sheet
+from dreamvideo.bench.diversity import diverse
 from dreamvideo.bench.orders import Order, orders
-from dreamvideo.bench.plots import Point, scatter
 from dreamvideo.bench.results import Result, Store, Table, read_rows, tables
 from dreamvideo.bench.statistics import Summary
 from dreamvideo.bench.suite import Comparison, Published, Suite
@@ -22,6 +23,8 @@ from dreamvideo.concept import read_concept
 from dreamvideo.errors import BadInput
 from dreamvideo.files import write_text
 from dreamvideo.media import crop_wide, read_clip, read_image
+from dreamvideo.metrics.lpips import Lpips, LpipsDiversity
+from dreamvideo.plots import Point, scatter
 
 __all__ = ["write"]
 
@@ -53,6 +56,8 @@ class _Section:
     """The plots and the contact sheet, as files."""
     plots: Sequence[str]
     """As data URIs."""
+    absent: Sequence[str]
+    """Entries that were not planned, because their base was not there."""
     looks: Mapping[str, Sequence[str]]
     """Concept -> what it was learned from, small, as data URIs; where the data are here."""
 
@@ -61,18 +66,21 @@ def write(suite: Suite, store: Store, to: Path | None = None) -> list[Path]:
     """Write the report to a folder, by default beside the suite's plan.
 
     report.html needs no other file: videos and plots are in it. report.md has a plot and a contact sheet for each
-    comparison beside it, as PNG. The numbers alone: cells.csv, summary.csv, tables.tex.
+    comparison beside it, as PNG. The numbers alone: cells.csv, summary.csv, tables.tex. Diversity over seeds is
+    measured here, where the suite names LPIPS's weights.
 
     Raises:
         BadInput: the suite was not run here, or nothing of it is there yet.
     """
     plan = store.suite(suite.name)
-    found = [table for table in tables(read_rows(plan / "plan.json"), store) if table.comparison in suite.comparisons]
+    rows = read_rows(plan / "plan.json")
+    found = [table for table in tables(rows, store, more=_more(suite, store)) if table.comparison in suite.comparisons]
     if not found:
         raise BadInput(f"{plan}: no cell of {suite.name} is there yet; `dreamvideo bench run {suite.name}` makes them")
     folder = plan if to is None else to
     folder.mkdir(parents=True, exist_ok=True)
-    sections = [_section(suite, table, store, folder) for table in found]
+    planned = {(row.comparison, row.entry) for row in rows}
+    sections = [_section(suite, table, store, folder, planned) for table in found]
     keys = dict.fromkeys(result.row.key for table in found for result in table.results)
     environment = Environment(loader=PackageLoader("dreamvideo"), autoescape=select_autoescape(), trim_blocks=True)
     page = environment.get_template("bench.html").render(
@@ -84,7 +92,7 @@ def write(suite: Suite, store: Store, to: Path | None = None) -> list[Path]:
     )
     files = {
         "report.html": page,
-        "report.md": markdown.page(suite, found, {s.table.comparison: s.pictures for s in sections}),
+        "report.md": markdown.page(suite, [(s.table, s.pictures, s.absent) for s in sections]),
         "cells.csv": _cells(found),
         "summary.csv": _summaries(found),
         "tables.tex": "\n".join(_latex(suite.comparisons[table.comparison], table) for table in found),
@@ -94,7 +102,7 @@ def write(suite: Suite, store: Store, to: Path | None = None) -> list[Path]:
     return [*(folder / name for name in files), *(picture for section in sections for picture in section.pictures)]
 
 
-def _section(suite: Suite, table: Table, store: Store, folder: Path) -> _Section:
+def _section(suite: Suite, table: Table, store: Store, folder: Path, planned: Set[tuple[str, str]]) -> _Section:
     """A comparison, its pictures written."""
     comparison = suite.comparisons[table.comparison]
     looks = dict(_looks(suite.folder, comparison))
@@ -107,8 +115,14 @@ def _section(suite: Suite, table: Table, store: Store, folder: Path) -> _Section
         groups=list(_groups(table)),
         pictures=[*plots, sheet.draw(folder / f"{table.comparison}-videos.png", table, store, looks)],
         plots=[_data_uri(plot.read_bytes()) for plot in plots],
+        absent=[entry for entry in comparison.entries if (table.comparison, entry) not in planned],
         looks={name: [_data_uri(_png(look)) for look in own] for name, own in looks.items()},
     )
+
+
+def _more(suite: Suite, store: Store) -> Callable[[tuple[Result, ...]], tuple[Result, ...]] | None:
+    weights = suite.encoders.get("lpips")
+    return None if weights is None else partial(diverse, store=store, metric=LpipsDiversity(Lpips.load(weights)))
 
 
 def _groups(table: Table) -> Iterator[_Group]:

@@ -10,7 +10,7 @@ same bytes, whoever made it. What took how long is in the runs.
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,14 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         raise BadInput(f"{path}: no such file; `dreamvideo bench run` makes it") from error
 
 
-def tables(rows: tuple[Row, ...], store: Store) -> Iterator[Table]:
-    """A table for every comparison of which a cell is there, in the rows' order."""
+def tables(
+    rows: tuple[Row, ...],
+    store: Store,
+    *,
+    more: Callable[[tuple[Result, ...]], tuple[Result, ...]] | None = None,
+) -> Iterator[Table]:
+    """A table for every comparison of which a cell is there, in the rows' order. `more` adds to a comparison's results
+    what no cell has by itself."""
     for comparison in dict.fromkeys(row.comparison for row in rows):
         these = [row for row in rows if row.comparison == comparison]
         there = {row.key for row in these if store.cell(row.key).exists()}
@@ -123,7 +129,8 @@ def tables(rows: tuple[Row, ...], store: Store) -> Iterator[Table]:
             if row.key in there
         )
         if results:
-            yield _table(comparison, these[0].entry, results, store, missing=len(these) - len(results))
+            missing = len(these) - len(results)
+            yield _table(comparison, these[0].entry, more(results) if more else results, store, missing=missing)
 
 
 def _table(comparison: str, first: str, results: tuple[Result, ...], store: Store, *, missing: int) -> Table:

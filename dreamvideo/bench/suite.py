@@ -143,7 +143,7 @@ class Suite:
     base: str = DEFAULT_BASE
     image_encoder: str | None = None
     encoders: Mapping[str, str] = field(default_factory=dict)
-    """`clip`, `dino`: hub id or folder of what metrics look with, where the base's card names none."""
+    """`clip`, `dino`: hub id or folder of what metrics look with, where the base's card names none; `lpips`: folder."""
     data: str | None = None
     """Folder of `subjects/NAME` and `motions/NAME`; the bundled examples when unset."""
     learning: Mapping[str, Any] = field(default_factory=dict)

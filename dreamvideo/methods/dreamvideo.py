@@ -4,12 +4,12 @@ Defaults are the paper's; where the paper is silent they are the official code's
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from dreamvideo.adapters.bottleneck import Bottleneck, Form
+from dreamvideo.adapters.bottleneck import Bottleneck, Form, Placement
 from dreamvideo.adapters.file import Sampling
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
@@ -46,7 +46,7 @@ class DreamVideoSubject(Method):
     lr: float = 1e-5
     hidden: int | None = None
     """Width of the bottleneck; half the stream's width when unset."""
-    placement: Literal["parallel", "serial"] = "parallel"
+    placement: Placement = "parallel"
     form: Form = "bottleneck"
     phrase: str = "{word}"
     """How a prompt names the subject."""
@@ -102,7 +102,10 @@ class DreamVideoMotion(Method):
     lr: float = 1e-5
     hidden: int | None = None
     """Width of the bottleneck; half the stream's width when unset."""
-    placement: Literal["parallel", "serial"] = "parallel"
+    placement: Placement = "parallel"
+    ff_placement: Placement | None = None
+    """Of the adapters on the feed-forward branches; as `placement`, then of those on the attentions, when unset
+    (Tab. S6)."""
     form: Form = "bottleneck"
     ports: tuple[Literal["attn1", "attn2", "ff"], ...] = ("attn1", "attn2", "ff")
     condition: bool = True
@@ -121,8 +124,17 @@ class DreamVideoMotion(Method):
                 "or learn without it: --set method.condition=false"
             )
         width = base.image_width if self.condition else None
-        kind = Bottleneck(hidden=self.hidden, condition=width, placement=self.placement, form=self.form)
-        motion = {"motion": AdapterSet(kind, base.sites("time", self.ports), seed=seed)}
+        kind = Bottleneck(hidden=self.hidden, condition=width, form=self.form)
+        ports = {port: self.ff_placement or self.placement if port == "ff" else self.placement for port in self.ports}
+        placements = tuple(dict.fromkeys(ports.values()))
+        motion = {
+            "motion" if len(placements) == 1 else f"motion-{placement}": AdapterSet(
+                replace(kind, placement=placement),
+                base.sites("time", tuple(port for port, own in ports.items() if own == placement)),
+                seed=seed + number,
+            )
+            for number, placement in enumerate(placements)
+        }
         wants: set[Want] = {"mask", "appearance"} if self.condition else {"mask"}
         return (Stage(name="motion", learn=motion, steps=self.steps, lr=self.lr, wants=wants),)
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from dreamvideo.adapters.bottleneck import Bottleneck
+from dreamvideo.adapters.bottleneck import Bottleneck, Placement
 from dreamvideo.adapters.file import ConceptFile, Meta, Sampling
 from dreamvideo.adapters.graft import AdapterSet, Site
 from dreamvideo.errors import BadFile, Unsupported
@@ -21,8 +21,6 @@ __all__ = ["BASE", "FAMILY", "Plan", "by_set", "plan", "read_adapters", "write_a
 
 FAMILY = "unet3d"
 BASE = "ali-vilab/text-to-video-ms-1.7b"
-
-Placement = Literal["parallel", "serial"]
 
 
 class Plan(NamedTuple):
