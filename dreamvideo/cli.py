@@ -136,7 +136,7 @@ def _learn(
             source,
             **options,
             settings=layers,
-            on_step=lambda p: advance(p.stage, p.step, p.steps, f"loss {p.loss:.4f}"),
+            on_step=lambda p: advance(p.stage, p.step, p.steps, p.note),
         )
     meta = learned.meta
     say(
@@ -247,7 +247,7 @@ def edit(
     with bar() as advance:
         video = api.edit(
             loaded, clip, prompt, caption=caption, method=method, recipe=recipe, settings=settings, keep=keep,
-            seed=seed, on_step=lambda p: advance(p.stage, p.step, p.steps, f"loss {p.loss:.4f}"),
+            seed=seed, on_step=lambda p: advance(p.stage, p.step, p.steps, p.note),
         )  # fmt: skip
     saved = str(video.save(out))
     say({"video": saved, "measured": video.made["measured"]}, saved, as_json=json)

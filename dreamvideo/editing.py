@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Example, read_concept
 from dreamvideo.edits.edit import Edit, Edited, Task
 from dreamvideo.errors import BadInput, BadMedia, Interrupted, RunFailed
-from dreamvideo.progress import Progress
+from dreamvideo.progress import Progress, driven
 from dreamvideo.stopping import stopping
 
 __all__ = ["ClipConfig", "EditRecipe", "Source", "perform", "read", "resolve"]
@@ -127,20 +126,15 @@ def perform(
         RunFailed: a loss is not finite.
         Interrupted: SIGINT or SIGTERM came.
     """
-    with stopping() as stopped, closing(edit.edited(base, task, seed=seed)) as work:
-        while True:
-            try:
-                progress = next(work)
-            except StopIteration as end:
-                return end.value
+    kept = "with --keep the same command would go on" if task.keep is None else f"{task.keep} has what was done"
+    with stopping() as stopped:
+
+        def tell(progress: Progress) -> None:
             on_step(progress)
             where = f"at step {progress.step} of {progress.steps} of stage {progress.stage}"
-            if not math.isfinite(progress.loss):
+            if progress.loss is not None and not math.isfinite(progress.loss):
                 raise RunFailed(f"the loss is not finite {where}; learn slower")
             if stopped():
-                kept = (
-                    "with --keep the same command would go on"
-                    if task.keep is None
-                    else f"{task.keep} has what was done"
-                )
                 raise Interrupted(f"stopped {where}; {kept}")
+
+        return driven(edit.edited(base, task, seed=seed), tell)

@@ -1,13 +1,17 @@
 """The denoising loop: guidance, composition of concepts, appearance guidance, inversion. There is one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from dreamvideo.adapters.attention import Change
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.ports import Reach
 from dreamvideo.adapters.weight import Weight
@@ -15,8 +19,22 @@ from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import Defaults, VideoBase
 from dreamvideo.diffusion import generator, offset_noise
 from dreamvideo.errors import BadFile, BadInput
+from dreamvideo.progress import Progress, driven
 
-__all__ = ["Appearance", "Composition", "Inversion", "SampleConfig", "check_base", "generate", "invert"]
+__all__ = [
+    "Appearance",
+    "Composition",
+    "Controller",
+    "Inversion",
+    "SampleConfig",
+    "Texts",
+    "check_base",
+    "denoise",
+    "generate",
+    "invert",
+    "schedule",
+    "trajectory",
+]
 
 # DDIM as the official sampler runs it: 50 steps are t = 981, 961, ..., 1, and the last one ends at abar_0.
 _SAMPLERS = {
@@ -132,35 +150,73 @@ def generate(
             x = s**0.5 * inverted + (1 - s) ** 0.5 * x
         branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
         stack.enter_context(_guided(base, composition, len(branches)))
-        return _denoise(base, x, branches, config, composition.concepts, on_step)
+        text = base.encode_text(branches)
+        work = denoise(base, x, lambda step, x: text, config, concepts=composition.concepts)
+        return driven(work, lambda progress: on_step(progress.step, progress.steps))
 
 
-def _denoise(
+Texts = Callable[[int, Tensor], Tensor]
+"""The number of a step, from 0, and its x_t (B, C, F, h, w) -> text states, (B, L, D) or, where videos are guided,
+(2 B, L, D): the unconditional ones first."""
+
+
+class Controller(ABC):
+    """What acts on videos that are denoised side by side, such as a clip and its edit.
+
+    Questions: `attention`: what becomes of the probabilities of an attention? `latents`: what of the videos?
+    """
+
+    @abstractmethod
+    def attention(self, step: int, port: str, queries: int) -> Change | None:
+        """In the step of that number, from 0: see `dreamvideo.adapters.attention.Control`."""
+
+    @abstractmethod
+    def latents(self, step: int, x: Tensor) -> Tensor:
+        """The videos (B, C, F, h, w) after it -> those to go on with."""
+
+
+@torch.no_grad()
+def denoise(
     base: VideoBase,
     x: Tensor,
-    branches: list[str],
+    texts: Texts,
     config: SampleConfig,
-    concepts: Sequence[tuple[ConceptFile, Weight]],
-    on_step: Callable[[int, int], None],
-) -> Tensor:
-    """eps = eps_u + guidance (eps_c - eps_u), both branches in one batch, the unconditional one first."""
-    steps, guidance = config.steps, config.guidance
-    kind, options = _SAMPLERS[config.sampler]
-    scheduler = kind.from_config(base.parts.scheduler.config, clip_sample=False, **options)
-    scheduler.set_timesteps(steps, device=base.device)
-    text = base.encode_text(branches)
+    *,
+    concepts: Sequence[tuple[ConceptFile, Weight]] = (),
+    controller: Controller | None = None,
+) -> Generator[Progress, None, Tensor]:
+    """Denoise videos (B, C, F, h, w) side by side, step by step, and return them.
+
+        eps = eps_u + guidance (eps_c - eps_u)
+
+    with all branches in one batch, the unconditional ones first. `config` is filled; `concepts` are attached.
+    """
+    scheduler, steps = schedule(base, config), config.steps
     for number, t in enumerate(scheduler.timesteps):
         for concept, weight in concepts:
             for adapters in concept.sets.values():
                 if not isinstance(adapters.kind, Word):  # A word is used by naming it, not by degree.
                     adapters.scale(weight.at(number / max(1, steps - 1)))
-        prediction = base.predict(x.expand(len(branches), *x.shape[1:]), t.expand(len(branches)), text).float()
-        if len(branches) == 2:
+        text = texts(number, x)
+        branches = len(text) // len(x)
+        with base.controlled(controller and partial(controller.attention, number)):
+            prediction = base.predict(x.repeat(branches, 1, 1, 1, 1), t.expand(len(text)), text).float()
+        if branches == 2:
             unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
+            prediction = unconditional + config.guidance * (conditional - unconditional)
         x = scheduler.step(prediction, t, x).prev_sample
-        on_step(number + 1, steps)
+        if controller is not None:
+            x = controller.latents(number, x)
+        yield Progress("sampling", number + 1, steps)
     return x
+
+
+def schedule(base: VideoBase, config: SampleConfig) -> Any:
+    """The diffusers scheduler of that sampler, its timesteps set."""
+    kind, options = _SAMPLERS[config.sampler]
+    scheduler = kind.from_config(base.parts.scheduler.config, clip_sample=False, **options)
+    scheduler.set_timesteps(config.steps, device=base.device)
+    return scheduler
 
 
 def _reach(concepts: Sequence[tuple[ConceptFile, Weight]]) -> Reach:
@@ -202,6 +258,23 @@ def invert(base: VideoBase, latents: Tensor, *, steps: int) -> Tensor:
             abar = process.abar[t + stride].item() if t + stride < process.steps else 0.0
             x = abar**0.5 * clean + (1 - abar) ** 0.5 * eps
     return x
+
+
+@torch.no_grad()
+def trajectory(base: VideoBase, latents: Tensor, text: Tensor, *, steps: int) -> Iterator[Tensor]:
+    """A clip on its way to noise, up the levels that `ddim` samples down (Null-text inversion, Mokady et al. 2023).
+
+    Without guidance; what the denoiser says of a level is taken for what it would say of the one below. Clips
+    (B, C, F, h, w) of text states (B, L, D) -> the same after each of the steps.
+    """
+    _, options = _SAMPLERS["ddim"]
+    scheduler = DDIMInverseScheduler.from_config(base.parts.scheduler.config, clip_sample=False, **options)
+    scheduler.set_timesteps(steps, device=base.device)
+    x = latents
+    for t in scheduler.timesteps:
+        prediction = base.predict(x, t.expand(len(x)), text).float()
+        x = scheduler.step(prediction, t, x).prev_sample
+        yield x
 
 
 def check_base(base: VideoBase, concepts: Iterable[ConceptFile]) -> None:

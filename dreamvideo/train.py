@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dreamvideo import processes
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
@@ -19,12 +20,12 @@ from dreamvideo.data import Data, Sampler, order
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import Interrupted, RunFailed
 from dreamvideo.methods.method import Stage
-from dreamvideo.progress import Progress
+from dreamvideo.progress import Progress, driven
 from dreamvideo.recipe import Recipe, TrainConfig
 from dreamvideo.run import Run, State, described
 from dreamvideo.stopping import stopping
 
-__all__ = ["fit"]
+__all__ = ["fit", "updates"]
 
 
 def fit(
@@ -48,6 +49,31 @@ def fit(
         RunFailed: the loss is not finite; the last good state is kept.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
+    with stopping() as stopped:
+        work = updates(
+            recipe, base, concept, folder, restart=restart, stopped=stopped, on_preview=on_preview, sampler=sampler
+        )
+        return driven(work, on_step)
+
+
+def updates(
+    recipe: Recipe,
+    base: VideoBase,
+    concept: Concept,
+    folder: Path,
+    *,
+    restart: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+    on_preview: Callable[[ConceptFile, Path], None] | None = None,
+    sampler: Sampler | None = None,
+) -> Generator[Progress, None, ConceptFile]:
+    """`fit` as a part of other work, update by update. `stopped` says that it is to be left; closed between two
+    updates, it goes on from its newest state.
+
+    Raises:
+        BadConfig, RunFailed: as `fit`.
+        Interrupted: `stopped` said so.
+    """
     # What the method cannot use is refused before anything is written.
     stages = recipe.method.stages(base, concept, seed=recipe.train.seed)
     for example in concept.examples:
@@ -56,13 +82,13 @@ def fit(
     if (done := run.finished()) is not None:
         return done
     begun = time.monotonic()
-    loop = _Loop(recipe, base, concept, run, stages, on_step, on_preview, sampler)
+    loop = _Loop(recipe, base, concept, run, stages, on_preview, sampler)
     state = run.load_state()
     state.restore_sets(loop.sets)
     how = {name: getattr(recipe.train, name) for name in ("rematerialise", "dropout", "compile")}
-    with stopping() as stopped, base.learning(**how):
+    with base.learning(**how):
         for number in range(state.stage, len(loop.stages)):
-            state = loop.learn(number, state, stopped)
+            state = yield from loop.learn(number, state, stopped)
     if loop.accelerator.is_main_process:
         seconds = round(time.monotonic() - begun, 2)
         run.finish(loop.concept_file(), base.device, seconds=seconds, processes=loop.accelerator.num_processes)
@@ -80,12 +106,11 @@ class _Loop:
         concept: Concept,
         run: Run,
         stages: Sequence[Stage],
-        on_step: Callable[[Progress], None],
         on_preview: Callable[[ConceptFile, Path], None] | None,
         sampler: Sampler | None,
     ) -> None:
         self.recipe, self.base, self.concept, self.run, self.stages = recipe, base, concept, run, stages
-        self.on_step, self.on_preview = on_step, on_preview
+        self.on_preview = on_preview
         self.config: TrainConfig = recipe.train
         self.accelerator = Accelerator(cpu=base.device.type == "cpu")
         # Only fp16 needs it; disabled, it hands everything through.
@@ -121,7 +146,7 @@ class _Loop:
         kept = {name: adapters for name, adapters in self.sets.items() if name not in aside}
         return ConceptFile(described(self.recipe, self.base, self.concept, steps), kept)
 
-    def learn(self, number: int, state: State, stopped: Callable[[], bool]) -> State:
+    def learn(self, number: int, state: State, stopped: Callable[[], bool]) -> Generator[Progress, None, State]:
         """Run one stage from `state` to its end."""
         stage, config, total = self.stages[number], self.config, self.steps(self.stages[number])
         for adapters in stage.hold.values():
@@ -140,11 +165,13 @@ class _Loop:
                 if self.accelerator.is_main_process:
                     # Before the state: a row without its state is dropped when going on, the other way round is a gap.
                     self.run.log({"stage": number, "name": stage.name, "step": step, **row})
-                last, stop = step == total, self.agreed(stopped())
+                last, stop = step == total, processes.agreed(self.accelerator, stopped())
                 if last or stop or step % config.save_every == 0:
                     going_on = State.of(number, step, self.sets, optimizer, self.scaler)
                     self.save(stage, step, State.of(number + 1, 0, self.sets) if last else going_on)
-                self.report(stage, step, row)
+                if self.accelerator.is_main_process:
+                    yield Progress(stage.name, step, total, row["loss"])
+                    self.preview(stage, step)
                 if stop and not (last and stage is self.stages[-1]):
                     where = f"step {step} of {total} of stage {stage.name}"
                     raise Interrupted(f"stopped after {where}; the same command goes on from here")
@@ -196,32 +223,16 @@ class _Loop:
             yield named
 
     def average(self, parameters: list[nn.Parameter]) -> None:
-        """The mean gradient over processes; adapters are small, so one flat message does."""
-        if self.accelerator.num_processes == 1:
-            return
-        # A set may have taken part on another process alone: there every process needs a gradient of it.
-        known = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
-        taught = [p for p, n in zip(parameters, self.accelerator.reduce(known, reduction="sum"), strict=True) if n]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in taught]
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
-        for p, mean in zip(taught, flat.split([g.numel() for g in gradients]), strict=True):
-            p.grad = mean.view_as(p)
+        """The mean gradient over processes."""
+        processes.average(self.accelerator, parameters)
 
-    def agreed(self, stopped: bool) -> bool:
-        """True on every process if a signal came to any."""
-        if self.accelerator.num_processes == 1:
-            return stopped
-        return bool(self.accelerator.reduce(torch.tensor(float(stopped), device=self.accelerator.device)).item())
-
-    def report(self, stage: Stage, step: int, row: Mapping[str, float]) -> None:
-        """Tell what was done, and show a preview where one is due."""
+    def preview(self, stage: Stage, step: int) -> None:
+        """Show what is learned, where that is due."""
         every = self.config.preview_every
-        if self.accelerator.is_main_process:
-            self.on_step(Progress(stage.name, step, self.steps(stage), row["loss"]))
-            if self.on_preview is not None and every and step % every == 0:
-                with self.base.resting(), stage.unaided():
-                    place = self.run.folder / "samples" / f"{stage.name}-{step:06d}.mp4"
-                    self.on_preview(self.concept_file(stage, step), place)
+        if self.on_preview is not None and every and step % every == 0:
+            with self.base.resting(), stage.unaided():
+                place = self.run.folder / "samples" / f"{stage.name}-{step:06d}.mp4"
+                self.on_preview(self.concept_file(stage, step), place)
 
     def save(self, stage: Stage, step: int, state: State) -> None:
         """Write the state and a checkpoint, unless what was learned is broken."""

@@ -35,7 +35,7 @@ BELOW_API = (
 ARROWS = {
     # row 0: what knows nothing of the rest
     **dict.fromkeys(("errors", "files", "config", "media", "diffusion", "stopping", "doctor"), ""),
-    **dict.fromkeys(("discovery", "flow", "hub", "options", "progress", "terminal"), ""),
+    **dict.fromkeys(("discovery", "flow", "hub", "options", "processes", "progress", "terminal"), ""),
     "bundled": "config",
     "features": "hub",
     "video": "media",
@@ -45,29 +45,34 @@ ARROWS = {
     "catalogue": "bundled",
     "adapters.file": "adapters.*",
     "adapters": "",
+    "adapters.ports": "adapters.attention",
     "adapters.*": "adapters.graft adapters.ports",
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
     "bases": "bases.base bundled config hub",
-    "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.modes bases.places bases.records "
-    "bases.text diffusion",
+    "bases.base": "adapters.attention adapters.graft adapters.ports adapters.words bases.images bases.modes "
+    "bases.places bases.records bases.text diffusion",
     "bases.places": "adapters.graft adapters.ports",
     "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
-    "bases.*": "adapters.ports bases.base bases.images bases.parts",
+    "bases.*": "adapters.attention adapters.ports bases.base bases.images bases.parts",
     # row 2: how
     "data": "bases.base concept diffusion media views",
     "methods": "discovery methods.method",
     "methods.prompts": "concept",
     "methods.*": "methods.method methods.prompts methods.tuning adapters.* bases.base concept data diffusion views",
     "edits": "discovery edits.edit",
+    # These three learn and sample: they stand on row 3.
+    "edits.null_text": "bases.base progress sample",
+    "edits.prompt_to_prompt": "adapters.attention sample",
+    "edits.video_p2p": "edits.* adapters.file adapters.ports bases.base concept media progress recipe sample train",
     "edits.*": "edits.* bases.base bundled config diffusion features flow progress",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
-    "train": "run recipe data concept bases.base adapters.* methods.method diffusion progress stopping",
+    "train": "run recipe data concept bases.base adapters.* methods.method diffusion processes progress stopping",
     "editing": "recipe edits edits.edit bases.base concept config media progress stopping",
-    "sample": "bases.base adapters.* diffusion",
+    "sample": "bases.base adapters.* diffusion progress",
     "merging": "adapters.* bases.base",
     "official": "official.*",
     "official.*": "official.* adapters.*",

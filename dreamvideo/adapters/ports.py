@@ -28,6 +28,7 @@ from diffusers.models.resnet import ResnetBlock2D as StockResnetBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dreamvideo.adapters.attention import Control, attended
 from dreamvideo.errors import Unsupported
 
 __all__ = [
@@ -79,6 +80,7 @@ class Givens:
         self.condition: Condition | None = None
         self.bypass_time = False
         self.reach: Reach = "frame"
+        self.control: Control | None = None
         self.frames = 1
         """Of the current call, where an image model runs on video and no layer of it is told."""
         self.rematerialise = False
@@ -176,6 +178,7 @@ class BasicTransformerBlock(StockTransformerBlock):
             encoder_attention_mask,
             cross_attention_kwargs or {},
             self.givens.condition,
+            self.givens.control,
         )
 
     def branches(
@@ -186,17 +189,26 @@ class BasicTransformerBlock(StockTransformerBlock):
         text_mask: Tensor | None,
         options: dict[str, Any],
         given: Condition | None,
+        control: Control | None,
         seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The three residual branches, each through its port. `seen` makes of the normalised stream what
         self-attention looks at; None: the stream itself."""
         inner = self.placed(self.norm1(x))
         own_text = text if self.only_cross_attention else None if seen is None else seen(inner)
-        x = self.port("attn1", x, self.attn1(inner, own_text, mask, **options), given)
+        x = self.port("attn1", x, self.attend("attn1", inner, own_text, mask, options, control), given)
         if self.attn2 is not None:
-            branch = self.attn2(self.placed(self.norm2(x)), text, text_mask, **options)
+            branch = self.attend("attn2", self.placed(self.norm2(x)), text, text_mask, options, control)
             x = self.port("attn2", x, branch, given)
         return self.port("ff", x, self.ff(self.norm3(x)), given)
+
+    def attend(
+        self, port: str, x: Tensor, text: Tensor | None, mask: Tensor | None, options: Any, control: Control | None
+    ) -> Tensor:
+        """What the attention of that port says, with other probabilities where the control has some."""
+        attention = getattr(self, port)
+        change = None if control is None else control(port, x.shape[1])
+        return attention(x, text, mask, **options) if change is None else attended(attention, x, text, mask, change)
 
     def placed(self, x: Tensor) -> Tensor:
         return x if self.pos_embed is None else self.pos_embed(x)

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from dreamvideo.adapters.attention import Control
 from dreamvideo.adapters.graft import AdapterSet, Site, attach, detach
 from dreamvideo.adapters.ports import (
     LAYERS,
@@ -73,9 +74,8 @@ class VideoBase(ABC):
         self.givens = Givens()
         self.fingerprint = fingerprint(parts.denoiser)
         self._attached: list[AdapterSet] = []
-        for module in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
-            if module is not None:
-                module.requires_grad_(False).eval()
+        for module in parts.modules:
+            module.requires_grad_(False).eval()
         # Before compiling, offloading or caching: hooks of those would shadow the ports.
         open_ports(parts.denoiser, self.givens, (BasicTransformerBlock, ResnetBlock2D, *LAYERS, *self.time_modules))
         open_ports(parts.text_encoder, self.givens, (Embedding,))
@@ -187,10 +187,8 @@ class VideoBase(ABC):
     @final
     def to(self, device: torch.device | str) -> "VideoBase":
         """Move all parts."""
-        parts = self.parts
-        for module in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
-            if module is not None:
-                module.to(device)
+        for module in self.parts.modules:
+            module.to(device)
         return self
 
     @final
@@ -306,8 +304,7 @@ class VideoBase(ABC):
             yield
 
     @final
-    @contextmanager
-    def reaching(self, reach: Reach) -> Iterator[None]:
+    def reaching(self, reach: Reach) -> AbstractContextManager[None]:
         """At which frames spatial self-attention looks inside the block, see `Reach`; `given` leaves it as it is.
 
         Raises:
@@ -315,8 +312,12 @@ class VideoBase(ABC):
         """
         if reach not in self.reaches:
             raise Unsupported(f"base {self.name} knows no {reach} attention, only {', '.join(self.reaches)}")
-        with self.givens.using({"reach": reach}):
-            yield
+        return self.givens.using({"reach": reach})
+
+    @final
+    def controlled(self, control: Control | None) -> AbstractContextManager[None]:
+        """Inside the block `control` sees and changes the probabilities of attention; `given` leaves it as it is."""
+        return self.givens.using({"control": control})
 
     @final
     @contextmanager

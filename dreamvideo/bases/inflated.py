@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel as StockUNet
 from torch import Tensor, nn
 
+from dreamvideo.adapters.attention import Control
 from dreamvideo.adapters.ports import BasicTransformerBlock as PortedTransformerBlock
 from dreamvideo.adapters.ports import Condition, Givens, Reach, grafts_on, rematerialised
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
@@ -103,6 +104,7 @@ class BasicTransformerBlock(PortedTransformerBlock):
             encoder_attention_mask,
             cross_attention_kwargs or {},
             self.givens.condition,
+            self.givens.control,
             seen,
             0 if self.givens.bypass_time and frames == 1 else frames,
         )
@@ -115,11 +117,12 @@ class BasicTransformerBlock(PortedTransformerBlock):
         text_mask: Tensor | None,
         options: dict[str, Any],
         given: Condition | None,
+        control: Control | None,
         seen: Callable[[Tensor], Tensor] | None,
         frames: int,
     ) -> Tensor:
         """The branches within frames, then what stands on the port `time`; no frames: without that."""
-        x = self.branches(x, text, mask, text_mask, options, given, seen)
+        x = self.branches(x, text, mask, text_mask, options, given, control, seen)
         # Nobody on the port: no need to turn the stream round.
         if frames == 0 or not [*grafts_on(self, "time")]:
             return x

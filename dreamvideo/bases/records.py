@@ -61,6 +61,12 @@ class Parts:
         }
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Those of the parts that have weights."""
+        modules = (self.denoiser, self.vae, self.text_encoder, self.image_encoder)
+        return tuple(module for module in modules if module is not None)
+
+    @property
     def factor(self) -> int:
         """Pixels to a latent, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
