@@ -37,7 +37,7 @@ class Inverted:
         """Keep it."""
         parts = {"way": self.way, "empty": self.empty}
         with whole(file) as draft:
-            save_file({name: torch.cat(part).cpu().contiguous() for name, part in parts.items() if part}, draft)
+            save_file({name: torch.cat(part).cpu() for name, part in parts.items() if part}, draft)
 
     @classmethod
     def load(cls, file: Path, device: torch.device) -> "Inverted":
@@ -48,9 +48,10 @@ class Inverted:
 
 def inverted(base: VideoBase, latents: Tensor, caption: Tensor, *, steps: int) -> Generator[Progress, None, Inverted]:
     """The way to noise of a clip's latents (1, C, F, h, w), its caption's states (1, L, D)."""
-    way = [latents]
+    # Contiguous, as a file gives them back: another layout rounds otherwise.
+    way = [latents.contiguous()]
     for x in trajectory(base, latents, caption, steps=steps):
-        way.append(x)
+        way.append(x.contiguous())
         yield Progress("inversion", len(way) - 1, steps)
     return Inverted(way)
 
