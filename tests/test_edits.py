@@ -28,7 +28,8 @@ from dreamvideo.edits.edit import Edited, Task
 from dreamvideo.edits.generator import Generator
 from dreamvideo.edits.layer import Layer
 from dreamvideo.edits.text2live import Text2Live
-from dreamvideo.errors import BadConfig, BadInput, Interrupted, MissingWeights, RunFailed
+from dreamvideo.edits.video_p2p import VideoP2P
+from dreamvideo.errors import BadConfig, BadInput, Interrupted, MissingWeights, RunFailed, Unsupported
 from dreamvideo.progress import Progress
 
 CLIP = str(bundled.bundled()["emojiworld"].parent / "emojiworld-clip")
@@ -247,14 +248,31 @@ def small_task(**changes: Any) -> Task:
     return replace(Task(frames=frames, masks=masks.round(), caption="a box", prompt="a frog"), **changes)
 
 
+# Name -> a small edit, its stages, and the families that can carry it.
+EDITS = {
+    "text2live": (SMALL, ["settling"] * 8 + ["atlas"] * 6 + ["edit"] * 3, set(bases.available())),
+    "video-p2p": (
+        VideoP2P(steps=2, heads=4, sampling_steps=2, null_updates=2, rematerialise=False),
+        ["motion"] * 2 + ["inversion"] * 2 + ["null text"] * 2 + ["sampling"] * 2,
+        {"inflated"},
+    ),
+}
+
+
 @pytest.mark.parametrize("name", sorted(edits.available()))
 @pytest.mark.parametrize("family", sorted(bases.available()))
 def test_every_edit_on_every_base(family: str, name: str) -> None:
     base, task = bases.available()[family].tiny(0), small_task()
-    runs = [ended(SMALL.edited(base, task, seed=seed)) for seed in (0, 0, 1)]
+    edit, stages, families = EDITS[name]
+    if family not in families:
+        with pytest.raises(Unsupported, match=f"not {base.name}") as caught:
+            next(edit.edited(base, task, seed=0))
+        assert "\n" not in str(caught.value)
+        return
+    runs = [ended(edit.edited(base, task, seed=seed)) for seed in (0, 0, 1)]
     first, again, other = (result for _, result in runs)
-    assert edits.find(name) is Text2Live
-    assert [update.stage for update in runs[0][0]] == ["settling"] * 8 + ["atlas"] * 6 + ["edit"] * 3
+    assert edits.find(name) is type(edit)
+    assert [update.stage for update in runs[0][0]] == stages
     assert first.frames.shape == task.frames.shape
     assert first.frames.min() >= 0 and first.frames.max() <= 1
     assert torch.equal(first.frames, again.frames)

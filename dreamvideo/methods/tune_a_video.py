@@ -24,7 +24,6 @@ from dreamvideo.methods.prompts import clip_prompt
 
 __all__ = ["METHODS"]
 
-REACH: Reach = "sparse-causal"
 QUERIES = ("*.attn1.to_q.weight", "*.attn2.to_q.weight")
 
 
@@ -43,6 +42,8 @@ class TuneAVideo(Method):
 
     heads: int = 8
     """Of the attention over frames."""
+    reach: Reach = "sparse-causal"
+    """At which frames self-attention looks; Video-P2P has it look at the first one."""
     steps: int = 500
     lr: float = 3e-5
     noise_offset: float = 0.0
@@ -62,11 +63,11 @@ class TuneAVideo(Method):
     def terms(
         self, base: VideoBase, sets: Mapping[str, AdapterSet], batch: Batch, draw: Draw
     ) -> Iterator[tuple[str, Tensor]]:
-        with base.given(), base.reaching(REACH):
+        with base.given(), base.reaching(self.reach):
             yield "denoise", denoising(base, batch, draw, offset=self.noise_offset)
 
     def sampling(self) -> Sampling:
-        return Sampling(noise_offset=self.noise_offset, inversion=self.inversion, reach=REACH)
+        return Sampling(noise_offset=self.noise_offset, inversion=self.inversion, reach=self.reach)
 
 
 METHODS = (TuneAVideo,)
