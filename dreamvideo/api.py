@@ -24,10 +24,10 @@ from dreamvideo.edits.edit import Task
 from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.progress import Progress
 from dreamvideo.recipe import resolve
-from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig
+from dreamvideo.sample import Appearance, Composition, Controller, Inversion, SampleConfig
 from dreamvideo.video import Video, described_file, read_made
 
-__all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate"]
+__all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate", "worded"]
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def generate(
     noise_offset: float | None = None,
     seed: int = 0,
     config: SampleConfig | None = None,
+    controller: Controller | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Video:
     """Sample one video.
@@ -133,6 +134,7 @@ def generate(
         inversion: a clip whose inverted noise is blended into the start.
         inversion_strength: its share; default as the motions were learned, or else 0.5.
         noise_offset: strength of offset noise; default as the concepts were learned.
+        controller: looks at attention while the video is made, or acts on it; `regenerate` knows nothing of it.
 
     Raises:
         BadInput: a file, a prompt or a setting will not do.
@@ -148,7 +150,7 @@ def generate(
         noise_offset=learned_offset if noise_offset is None else noise_offset,
         inversion=None if inversion is None else _inversion(base, inversion, inversion_strength, config),
     )
-    frames = _sampled(base, _worded(prompt, files), composition, config, seed, on_step)
+    frames = _sampled(base, worded(prompt, files), composition, config, seed, controller=controller, on_step=on_step)
     made = {
         **_made_by(base),
         "prompt": prompt,
@@ -278,10 +280,12 @@ def _sampled(
     composition: Composition,
     config: SampleConfig,
     seed: int,
+    *,
+    controller: Controller | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> np.ndarray:
     """Frames, uint8 (F, H, W, 3)."""
-    latents = sample.generate(base, prompt, composition, config, seed=seed, on_step=on_step)
+    latents = sample.generate(base, prompt, composition, config, seed=seed, controller=controller, on_step=on_step)
     return _bytes((base.decode(latents)[0].transpose(0, 1) + 1) / 2)
 
 
@@ -313,7 +317,7 @@ def _weighted(
     return weighted
 
 
-def _worded(prompt: str, files: Sequence[ConceptFile]) -> str:
+def worded(prompt: str, files: Sequence[ConceptFile]) -> str:
     """The prompt with the papers' `*` written as the one subject, and every subject's `<name>` as its phrase."""
     phrases = dict(pair for file in files for pair in _phrases(file))
     if "*" in prompt.split():

@@ -120,6 +120,7 @@ def generate(
     *,
     seed: int,
     noise: Tensor | None = None,
+    controller: "Controller | None" = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Tensor:
     """Sample the latents (1, C, F, h, w) of one video; `base.decode` makes pixels of them.
@@ -127,6 +128,7 @@ def generate(
     Args:
         seed: makes the noise.
         noise: start from this instead, (1, C, F, h, w).
+        controller: acts on the video and on what its attention sees.
         on_step: told the step done and the number of steps.
 
     Raises:
@@ -151,7 +153,7 @@ def generate(
         branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
         stack.enter_context(_guided(base, composition, len(branches)))
         text = base.encode_text(branches)
-        work = denoise(base, x, lambda step, x: text, config, concepts=composition.concepts)
+        work = denoise(base, x, lambda step, x: text, config, concepts=composition.concepts, controller=controller)
         return driven(work, lambda progress: on_step(progress.step, progress.steps))
 
 

@@ -19,7 +19,8 @@ from dreamvideo.adapters.graft import AdapterSet, Kind
 from dreamvideo.adapters.kv import KeyValue
 from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.weight import Weight
-from dreamvideo.analysis import grid, weights
+from dreamvideo.adapters.words import learned_word
+from dreamvideo.analysis import attention, grid, weights
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.errors import BadInput
 from dreamvideo.metrics.metric import Metric, Sample, Score
@@ -71,7 +72,7 @@ def test_a_convolutions_change_likewise(base: VideoBase) -> None:
 
 def test_rates_are_the_formula_and_categories_the_papers(base_over_time: VideoBase) -> None:
     base = base_over_time
-    for axis, attention in (("space", {"self-attention", "cross-attention"}), ("time", {"self-attention"})):
+    for axis, attentions in (("space", {"self-attention", "cross-attention"}), ("time", {"self-attention"})):
         adapters = AdapterSet(Delta(), base.weights(axis))
         own = {site: base.locate(site).get_parameter(site.parameter) for site in adapters.sites}
         with torch.no_grad():
@@ -83,10 +84,10 @@ def test_rates_are_the_formula_and_categories_the_papers(base_over_time: VideoBa
         assert len(found) == len(own) - zero
         assert {change.axis for change in found} == {axis}
         means = weights.means(found)
-        assert means.keys() - {"feed-forward", "other"} == attention
+        assert means.keys() - {"feed-forward", "other"} == attentions
         assert sum(mean.tensors for mean in means.values()) == len(found)
         for category, mean in means.items():
-            assert mean.rate == pytest.approx(0.25 if category in attention else 0.5), (axis, category)
+            assert mean.rate == pytest.approx(0.25 if category in attentions else 0.5), (axis, category)
 
 
 def test_changes_of_one_tensor_add_up(unet3d: VideoBase) -> None:
@@ -118,6 +119,57 @@ def test_the_table_of_changes_has_every_tensor(unet3d: VideoBase, tmp_path: Path
         rates = [float(line["rate"]) for line in lines if line["category"] == category]
         assert (mean.rate, mean.tensors) == (pytest.approx(np.mean(rates)), len(rates))
     assert (media.read_image(files[1]).pixels == (0, 114, 178)).all(axis=-1).any()
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def test_maps_are_the_probabilities_of_the_words_tokens(base: VideoBase) -> None:
+    config = SampleConfig(frames=3, steps=2, guidance=5.0).filled(base.defaults)
+    _, *shape = base.latent_shape(config.frames, config.height, config.width)
+    length = base.parts.tokenizer.model_max_length
+    tokens = attention.places(base, "a dog in the snow", "dog", [])
+    one, rest = (
+        attention.Reader(places, length=length, shape=tuple(shape))
+        for places in (tokens, [place for place in range(length) if place not in tokens])
+    )
+    # The layers as they are, without the code under test: what to_q and to_k said, layer by layer.
+    said: list[tuple[int, torch.Tensor]] = []
+    blocks = [block for path, block in base._places.blocks.items() if base.axis(path) == "space"]
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, result, heads=block.attn2.heads: said.append((heads, result)))
+        for block in blocks
+        for layer in (block.attn2.to_q, block.attn2.to_k)
+    ]
+    video = api.generate(base, "a dog in the snow", config=config, controller=one)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.zeros(config.steps, *shape)
+    for number, pair in enumerate(zip(said[::2], said[1::2], strict=True)):
+        q, k = (x[-config.frames :].unflatten(-1, (heads, -1)).transpose(1, 2) for heads, x in pair)
+        shares = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(dim=-1)[..., tokens].sum(dim=-1).mean(dim=1)
+        half = round((shape[1] * shape[2] / shares.shape[1]) ** 0.5)
+        maps = shares.reshape(-1, 1, shape[1] // half, shape[2] // half)
+        full = torch.nn.functional.interpolate(maps, size=shape[1:], mode="bilinear")[:, 0]
+        expected[number // len(blocks)] += full / len(blocks)
+    np.testing.assert_allclose(one.maps, expected, atol=1e-5)
+    api.generate(base, "a dog in the snow", config=config, controller=rest)
+    np.testing.assert_allclose(one.maps + rest.maps, 1, atol=1e-5)
+    plain = api.generate(base, "a dog in the snow", config=config)
+    assert np.abs(video.frames.astype(int) - plain.frames).max() <= 1  # by rounding alone
+
+
+def test_words_are_found_wherever_they_stand(unet3d: VideoBase) -> None:
+    (site,) = unet3d.sites("text", ("word",))
+    word = learned_word("rex", torch.zeros(2, site.width), site)
+    rex = concept(unet3d, word=word)
+    first, second, *more = attention.places(unet3d, "a <rex> and a <rex>", "<rex>", [rex])
+    assert second == first + 1
+    assert len(more) == 2
+    starts = attention.places(unet3d, "a <rex> and a <rex>", "a", [rex])
+    assert first == starts[0] + 1 == 2
+    with pytest.raises(BadInput, match="--word cat: not in the prompt"):
+        attention.places(unet3d, "a <rex>", "cat", [rex])
 
 
 # -- grids ------------------------------------------------------------------------------------------------------------

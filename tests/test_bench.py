@@ -553,7 +553,7 @@ def test_diversity_is_measured_where_seeds_meet(small: Suite, made: Made, lpips:
     found = {result.row: result.cell["scores"]["LPIPS diversity"] for result in table.results}
     assert [found[row] for row in rows] == pytest.approx([expected, expected])
     assert expected > 0
-    alone = [result for result in table.results if result.row.seed == 0]
+    alone = [result for result in before.results if result.row.seed == 0]
     assert diverse(alone, store, metric)[0].cell["scores"] == before.results[0].cell["scores"]
     page = write(replace(small, encoders={**small.encoders, "lpips": str(lpips)}), store)[0].read_text()
     assert "LPIPS diversity ↑" in page

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
@@ -320,6 +321,13 @@ def test_what_was_learned_is_looked_into(run, dog: Path, turn: Path):
     (means,) = json.loads(out)["means"].values()
     assert set(means) == {"self-attention"}
     assert all(Path(file).is_file() for file in json.loads(out)["files"])
+    code, out, err = run("analyze", "attention", "a fox in the snow", "--word", "fox", "--steps", 2, "--json")
+    assert code == 0, err
+    files = [Path(file) for file in json.loads(out)["files"]]
+    assert [file.name for file in files] == ["attention.npz", "attention.csv", "attention.png", "attention.mp4"]
+    kept = np.load(files[0])
+    assert kept["maps"].shape[:2] == (2, len(kept["frames"]))
+    assert len(files[1].read_text().splitlines()) == 1 + 2 * len(kept["frames"])
     words = ["--motion", "runs/turn", "--motion-weight", 0.5, "--motion-weight", 1, "--reference-clip", turn]
     code, out, err = run("grid", "a dog turning", *words, "--steps", 1)
     assert code == 0, err

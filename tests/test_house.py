@@ -97,6 +97,7 @@ ARROWS = {
     "analysis": "",
     "analysis.weights": "adapters.* bases.base plots sample",
     "analysis.grid": f"api metrics.metric plots scoring sheets {BELOW_API}",
+    "analysis.attention": f"api bases.text sheets {BELOW_API}",
     "analysis.cli": "adapters.file analysis analysis.* api bundled metrics options sample terminal",
     "measuring": "catalogue options scoring terminal",
     "cli": "analysis.cli api bench.cli bundled catalogue config convert demo describe doctor measuring official "
@@ -138,6 +139,8 @@ OPTIONS = {
     "score": "--base --clip --device --dino --json --lpips --prompt --raft --reference-clip --references --sibling",
     "grid": "--base --clip --count --device --dino --dtype --image-encoder --json --motion --motion-step "
     "--motion-weight --out --reference-clip --references --seed --steps --subject --subject-step --subject-weight",
+    "analyze attention": "--appearance --base --device --dtype --image-encoder --json --motion --out --seed --steps "
+    "--subject --word",
     "analyze weights": "--base --device --dtype --json --out",
     "doctor": "--json",
     "bench list": "--json",

@@ -394,16 +394,16 @@ def test_class_images_without_a_maker_are_refused(unet3d: VideoBase, subject_con
 
 def test_a_subject_without_a_word_is_named_by_its_phrase(unet3d: VideoBase, dog: Path, tmp_path: Path) -> None:
     subject = api.learn(unet3d, dog, method="lora-subject", word="dog", out=tmp_path / "r", settings=settings(rank=1))
-    assert api._worded("a <dog> runs", [subject]) == "a sks dog runs"
-    assert api._worded("a * runs", [subject]) == "a sks dog runs"
-    assert api._worded("a sks dog runs", [subject]) == "a sks dog runs"
+    assert api.worded("a <dog> runs", [subject]) == "a sks dog runs"
+    assert api.worded("a * runs", [subject]) == "a sks dog runs"
+    assert api.worded("a sks dog runs", [subject]) == "a sks dog runs"
     frames = [
         dv.generate(unet3d, p, concepts=[subject], config=SMALL).frames for p in ("a <dog> runs", "a sks dog runs")
     ]
     assert (frames[0] == frames[1]).all()
     other = ConceptFile(replace(subject.meta, name="cat"), subject.sets)
     with pytest.raises(BadInput, match="stands for one subject, but 2 are given"):
-        api._worded("a * runs", [subject, other])
+        api.worded("a * runs", [subject, other])
 
 
 def test_a_subject_that_is_not_named_is_noticed(
@@ -411,7 +411,7 @@ def test_a_subject_that_is_not_named_is_noticed(
 ) -> None:
     subject = api.learn(unet3d, dog, method="lora-subject", word="dog", out=tmp_path / "r", settings=settings(rank=1))
     with caplog.at_level(logging.WARNING):
-        assert api._worded("a dog runs", [subject]) == "a dog runs"
+        assert api.worded("a dog runs", [subject]) == "a dog runs"
     assert "the prompt does not name <dog>" in caplog.text
 
 
@@ -579,8 +579,8 @@ def test_custom_diffusion_runs_from_pictures_to_video(unet3d: VideoBase, custom:
     rex, _ = custom
     assert rex.sets.keys() == {"subject", "word"}
     assert all(tensor.any() for tensor in rex.sets["subject"].state_dict().values())
-    assert api._worded("a <rex> runs", [rex]) == "a <rex> dog runs"
-    assert api._worded("a <rex> dog runs", [rex]) == "a <rex> dog runs"
+    assert api.worded("a <rex> runs", [rex]) == "a <rex> dog runs"
+    assert api.worded("a <rex> dog runs", [rex]) == "a <rex> dog runs"
     start = unet3d.token_vectors("ktn").mean(dim=0)
     (vectors,) = rex.sets["word"].state_dict().values()
     assert not torch.equal(vectors[0], start) and torch.allclose(vectors[0], start, atol=0.1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dreamvideo.bundled import DEFAULT_BASE
-from dreamvideo.options import Base, Device, Dtype, ImageEncoder, Json
+from dreamvideo.options import Base, Device, Dtype, ImageEncoder, Json, weighted
 from dreamvideo.terminal import bar, say, table
 
 __all__ = ["app"]
@@ -19,6 +19,7 @@ app.add_typer(analyze, name="analyze")
 Run = Annotated[Path | None, typer.Option(help="A run's folder with its checkpoints, or a concept's file.")]
 Steps = Annotated[list[int], typer.Option(help="A checkpoint's step; all that were kept if none is given. Repeatable.")]
 Weights = Annotated[list[str], typer.Option(help="As in generate; the concept's own if none is given. Repeatable.")]
+Concepts = Annotated[list[str], typer.Option(help="FILE or FILE:WEIGHT. Repeatable.")]
 
 
 @app.command()
@@ -104,3 +105,40 @@ def weights(
         "\n".join([table(lines), *map(str, files)]),
         as_json=json,
     )
+
+
+@analyze.command()
+def attention(
+    prompt: Annotated[str, typer.Argument(help="<name> is the learned word of the subject of that name.")],
+    word: Annotated[str, typer.Option(help="A learned <name>, or any words of the prompt.")],
+    subject: Concepts = [],  # noqa: B006
+    motion: Concepts = [],  # noqa: B006
+    appearance: Annotated[Path | None, typer.Option(help="A picture of what moves, for appearance guidance.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the sheet, the values and the video.")] = Path("analysis"),
+    seed: int = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    base: Base = DEFAULT_BASE,
+    image_encoder: ImageEncoder = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Where a word of the prompt acts, over frames and denoising time."""
+    from dreamvideo import api
+    from dreamvideo.adapters.file import load
+    from dreamvideo.analysis import attention as maps
+    from dreamvideo.sample import SampleConfig
+
+    loaded = api.load_base(base, dtype=dtype, device=device, image_encoder=image_encoder)
+    given = [weighted(text) for text in (*subject, *motion)]
+    concepts, config = [load(file) for file, _ in given], SampleConfig(steps=steps).filled(loaded.defaults)
+    _, *shape = loaded.latent_shape(config.frames, config.height, config.width)
+    tokens = maps.places(loaded, prompt, word, concepts)
+    reader = maps.Reader(tokens, length=loaded.parts.tokenizer.model_max_length, shape=tuple(shape))
+    with bar() as advance:
+        video = api.generate(
+            loaded, prompt, concepts=concepts, weights=[weight for _, weight in given], appearance=appearance,
+            seed=seed, config=config, controller=reader, on_step=lambda done, total: advance("steps", done, total, ""),
+        )  # fmt: skip
+    saved = [*maps.write(out, video, reader.maps, word=word), video.save(out / "attention.mp4")]
+    say({"files": [str(file) for file in saved]}, "\n".join(map(str, saved)), as_json=json)
