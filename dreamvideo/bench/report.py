@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from dreamvideo.bench import markdown, sheet
+from dreamvideo.bench import glance, markdown
 from dreamvideo.bench.diversity import diverse
 from dreamvideo.bench.orders import Order, orders
 from dreamvideo.bench.results import Result, Store, Table, read_rows, tables
@@ -106,14 +106,14 @@ def _section(suite: Suite, table: Table, store: Store, folder: Path, planned: Se
     """A comparison, its pictures written."""
     comparison = suite.comparisons[table.comparison]
     looks = dict(_looks(suite.folder, comparison))
-    plots = list(_plots(table, folder))
+    plots, videos = list(_plots(table, folder)), folder / f"{table.comparison}-videos.png"
     return _Section(
         title=comparison.title,
         table=table,
         published=comparison.published,
         orders=list(orders(table, comparison.published)),
         groups=list(_groups(table)),
-        pictures=[*plots, sheet.draw(folder / f"{table.comparison}-videos.png", table, store, looks)],
+        pictures=[*plots, glance.draw(videos, table, store, looks, title=comparison.title)],
         plots=[_data_uri(plot.read_bytes()) for plot in plots],
         absent=[entry for entry in comparison.entries if (table.comparison, entry) not in planned],
         looks={name: [_data_uri(_png(look)) for look in own] for name, own in looks.items()},

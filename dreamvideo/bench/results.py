@@ -13,13 +13,13 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dreamvideo.bench.statistics import Score, Summary, summarise
 from dreamvideo.errors import BadInput
 from dreamvideo.files import write_json
 
-__all__ = ["Cost", "Result", "Row", "Store", "Table", "read_rows", "tables", "write_rows"]
+__all__ = ["Cost", "Result", "Row", "Store", "Table", "Unit", "read_rows", "tables", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class Store:
         return self.folder / name
 
 
+class Unit(NamedTuple):
+    """What every entry is asked alike."""
+
+    subject: str | None
+    motion: str | None
+    prompt: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Where a cell stands in a suite."""
@@ -55,9 +63,8 @@ class Row:
     key: str
 
     @property
-    def unit(self) -> tuple[str | None, str | None, str]:
-        """What every entry is asked alike: the concepts and the prompt."""
-        return self.subject, self.motion, self.prompt
+    def unit(self) -> Unit:
+        return Unit(self.subject, self.motion, self.prompt)
 
 
 @dataclass(frozen=True)
