@@ -130,7 +130,7 @@ class _Loop:
         with self.base.attached(*stage.hold.values(), *stage.learn.values()):
             # Attaching has moved the sets to the base's device, where the optimizer wants them.
             self.data.encode_text()
-            optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay)
+            optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay, fused=True)
             if state.step:
                 state.restore_optimizer(optimizer, self.scaler)
             batches = self.batches(skip=state.step)

@@ -50,9 +50,9 @@ ARROWS = {
     "concept": "media",
     "describe": "concept media",
     "bases": "bases.base bundled config hub",
-    "bases.base": "adapters.graft adapters.ports adapters.words bases.images bases.modes bases.places bases.records "
-    "bases.text diffusion",
-    "bases.places": "adapters.graft adapters.ports",
+    "bases.base": "adapters.graft adapters.layers adapters.ports adapters.words bases.images bases.modes bases.places "
+    "bases.records bases.text diffusion",
+    "bases.places": "adapters.graft adapters.layers adapters.ports",
     "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
     "bases.*": "adapters.ports bases.base bases.images bases.parts",
     # row 2: how

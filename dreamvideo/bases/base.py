@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamvideo.adapters.graft import AdapterSet, Site, attach, detach
+from dreamvideo.adapters.layers import LAYERS, Embedding
 from dreamvideo.adapters.ports import (
-    LAYERS,
     BasicTransformerBlock,
     Condition,
-    Embedding,
     Givens,
     Reach,
     ResnetBlock2D,
