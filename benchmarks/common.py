@@ -53,22 +53,25 @@ _SIZES: dict[str, dict[str, Any]] = {
 BASES = ("tiny", "emojiworld", *_SIZES)
 
 
-def load(name: str, device: str) -> VideoBase:
-    """A base of `BASES`; half precision on a GPU, as users get it."""
+def load(name: str, device: str, *, empty: bool = False) -> VideoBase:
+    """A base of `BASES`; half precision on a GPU, as users get it. `empty` has that precision and no values, so that
+    it takes no memory: enough to estimate with."""
     if name not in _SIZES:
         return bases.load(name, device=device)
-    size = _SIZES[name]
-    with torch.device(device), torch.random.fork_rng():
+    size, tiny = _SIZES[name], bases.load("tiny").parts
+    with torch.device("meta" if empty else device), torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = _random_parts(size)
-    if device != "cpu":
-        for part in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
+        parts = _random_parts(size, tiny)
+    for part in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
+        if empty or device != "cpu":
             part.to(torch.bfloat16)
+        if empty:
+            part.to_empty(device=device)
     return UNet3D(Origin(name=name, reference=name), parts=parts, defaults=size["defaults"])
 
 
-def _random_parts(size: Mapping[str, Any]) -> Parts:
-    tiny = bases.load("tiny").parts
+def _random_parts(size: Mapping[str, Any], tiny: Parts) -> Parts:
+    """With the scheduler and the tokenizer of the tiny base."""
     width, heads, depth = size["text"]
     text = CLIPTextConfig(
         vocab_size=514,

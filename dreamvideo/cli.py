@@ -62,6 +62,9 @@ ImageEncoder = Annotated[
 Dtype = Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16; auto is fp32 on a CPU, else bf16.")]
 RecipeName = Annotated[str | None, typer.Option(help="A shipped recipe's name (paper, official) or a .toml file.")]
 Set = Annotated[list[str], typer.Option("--set", help="Any setting of the recipe: section.field=value. Repeatable.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Fit into a card's memory: 8gb, 12gb, 16gb, 24gb, or auto for what is there.")
+]
 LearnSteps = Annotated[int | None, typer.Option(min=1, help="Updates of every stage, instead of the recipe's.")]
 Name = Annotated[str | None, typer.Option(help="Name of the concept; default the folder's.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME.")]
@@ -82,6 +85,7 @@ def subject(
     recipe: RecipeName = None,
     set: Set = [],  # noqa: B006 - typer reads the option's name and default here
     steps: LearnSteps = None,
+    preset: Preset = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     restart: Restart = False,
@@ -90,7 +94,7 @@ def subject(
     """Learn a subject from pictures."""
     method = catalogue.half(method, "subject")
     options = {"method": method, "name": name, "word": word, "out": out, "recipe": recipe, "restart": restart}
-    _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
+    _learn(source, {**options, "preset": preset}, (base, dtype, device, image_encoder), set, steps, as_json=json)
 
 
 @app.command()
@@ -105,6 +109,7 @@ def motion(
     recipe: RecipeName = None,
     set: Set = [],  # noqa: B006
     steps: LearnSteps = None,
+    preset: Preset = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     restart: Restart = False,
@@ -113,7 +118,7 @@ def motion(
     """Learn a motion from one or a few clips."""
     method = catalogue.half(method, "motion")
     options = {"method": method, "name": name, "caption": caption, "out": out, "recipe": recipe, "restart": restart}
-    _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
+    _learn(source, {**options, "preset": preset}, (base, dtype, device, image_encoder), set, steps, as_json=json)
 
 
 def _learn(

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dreamvideo import memory
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
@@ -45,6 +46,7 @@ def fit(
 
     Raises:
         BadConfig: `folder` holds a run of another recipe.
+        BadInput: it will not fit into memory.
         RunFailed: the loss is not finite; the last good state is kept.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
@@ -52,6 +54,7 @@ def fit(
     stages = recipe.method.stages(base, concept, seed=recipe.train.seed)
     for example in concept.examples:
         recipe.method.prompt(concept, example)
+    memory.check(recipe, base, concept, stages)
     run = Run(folder, recipe, restart=restart)
     if (done := run.finished()) is not None:
         return done
@@ -59,7 +62,7 @@ def fit(
     loop = _Loop(recipe, base, concept, run, stages, on_step, on_preview, sampler)
     state = run.load_state()
     state.restore_sets(loop.sets)
-    how = {name: getattr(recipe.train, name) for name in ("rematerialise", "dropout", "compile")}
+    how = {name: getattr(recipe.train, name) for name in ("rematerialise", "offload", "dropout", "compile")}
     with stopping() as stopped, base.learning(**how):
         for number in range(state.stage, len(loop.stages)):
             state = loop.learn(number, state, stopped)
