@@ -1,108 +1,221 @@
-"""Seconds per update: our loop against a plain one that does each step what the official code does.
+"""Seconds per update and per stage: our loop against a plain one that does in each step what the official code does.
 
-The plain side encodes its pictures or clip with the autoencoder (and, for motions, the image encoder) and its prompt
-with the text encoder in every step; ours has done that once. Both run the same denoiser, adapters, loss and optimizer
-on the same random base in this process, in turns.
+Ours is `dreamvideo.train.fit` as users run it, its cache and bookkeeping included; the plain side is `official.py`.
+Both learn with the same draws from the same start on the same base, in turns: after each of our updates comes a plain
+one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart two plain runs
+end whose sums are taken in another order (`plain_apart`).
 
-    python benchmarks/learn.py [--updates 20] [--out FILE.json]
+    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--out FOLDER]
 """
 
-import argparse
-import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
+import common
 import torch
+from official import Official
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from dreamvideo import bases, media, methods
+from dreamvideo import media, train
 from dreamvideo.bases.base import VideoBase
-from dreamvideo.concept import Concept, read_concept
-from dreamvideo.data import Batch, Data, DataConfig
-from dreamvideo.diffusion import Draw, generator
-from dreamvideo.methods.method import Method, Stage
+from dreamvideo.concept import Concept
+from dreamvideo.data import order, to_pixels
+from dreamvideo.progress import Progress
+from dreamvideo.recipe import Recipe, resolve
 
-SIDE = 64  # pixels
-FRAMES = 8
+PAPER_STEPS = {"word": 3000, "identity": 800, "motion": 1000}
+"""Of the paper's procedure, to tell what a whole stage takes."""
+_KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "convolutions": ("convolution", "slow_conv", "cudnn"),
+    "attention": ("scaled_dot_product", "flash", "efficient_attention"),
+    "normalisation": ("norm",),
+    "optimizer": ("adam", "foreach"),
+}
 
 
-def concepts(folder: Path) -> dict[str, Concept]:
-    """Four random pictures and a random clip."""
-    pixels = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    for number in range(4):
-        media.write_video(folder / "dog" / f"{number}.png", pixels[number : number + 1], fps=1)
-    media.write_video(folder / "turn.mp4", pixels, fps=8)
+class Watch:
+    """What our loop is told after an update: notes its time, then lets the plain side do the same update."""
+
+    def __init__(self, base: VideoBase, plain: dict[str, Official], numbers: Iterator[list[int]]) -> None:
+        self.base, self.plain, self.numbers = base, plain, numbers
+        self.seconds: dict[str, dict[str, list[float]]] = {}
+        self.begun = self.last = common.clock(base.device)
+
+    def __call__(self, progress: Progress) -> None:
+        now = common.clock(self.base.device)
+        mine = self.seconds.setdefault(progress.stage, {"ours": [], "plain": []})
+        mine["ours"].append(now - self.last)
+        side = self.plain[progress.stage]
+        if progress.stage == "identity" and progress.step == 1:
+            # The word that the plain side's first stage has learned.
+            with torch.no_grad():
+                side.word.copy_(self.plain["word"].word)
+        with torch.enable_grad():
+            side.update(progress.step, next(self.numbers))
+        self.last = common.clock(self.base.device)
+        mine["plain"].append(self.last - now)
+
+
+def pixels(base: VideoBase, concept: Concept) -> list[Tensor]:
+    """Every example (3, F, H, W), as our loop crops it."""
+    size = (base.defaults.height, base.defaults.width)
+    if concept.examples[0].kind == "image":
+        frames = [media.crop_wide(media.read_image(e.path).pixels, size)[None] for e in concept.examples]
+    else:
+        frames = [media.read_clip(e.path, size=size).frames[: base.defaults.frames] for e in concept.examples]
+    return [to_pixels(clip)[0] for clip in frames]
+
+
+def plain_sides(base: VideoBase, recipe: Recipe, concept: Concept) -> dict[str, Official]:
+    sides: dict[str, Official] = {}
+    examples, word = pixels(base, concept), None
+    for stage in recipe.method.stages(base, concept, seed=recipe.train.seed):
+        sets = {**stage.learn, **stage.hold}
+        if "word" in sets:
+            (word,) = sets["word"].state_dict().values()
+        kinds = [adapters for name, adapters in stage.learn.items() if name != "word"]
+        sides[stage.name] = Official(
+            base,
+            stage.name,
+            examples,
+            "a *" if word is not None else recipe.method.prompt(concept, concept.examples[0]),
+            adapters=kinds[0] if kinds else None,
+            word=None if word is None else word.to(base.device),
+            lr=stage.lr,
+            warmup=recipe.train.warmup,
+            seed=recipe.train.seed,
+        )
+    return sides
+
+
+def batches(recipe: Recipe, concept: Concept, updates: int) -> Iterator[list[int]]:
+    """Those of our loop, for one stage after another."""
+    while True:
+        stage = order(len(concept.examples), recipe.train.batch, seed=recipe.train.seed, config=recipe.data)
+        yield from (next(stage) for _ in range(updates))
+
+
+def another_order(base: VideoBase, recipe: Recipe, concept: Concept, updates: int) -> dict[str, Tensor]:
+    """The plain side once more, with kernels that sum in another order -> what each stage learned."""
+    sides, numbers = plain_sides(base, recipe, concept), batches(recipe, concept, updates)
+    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        for name, side in sides.items():
+            if name == "identity":
+                with torch.no_grad():
+                    side.word.copy_(sides["word"].word)
+            for step in range(1, updates + 1):
+                side.update(step, next(numbers))
+    return {name: side.learned() for name, side in sides.items()}
+
+
+def ours_learned(concept_file: Any, stage: str) -> Tensor:
+    values = {name.replace("vectors", ""): t for name, t in concept_file.sets[stage].state_dict().items()}
+    return torch.cat([values[name].flatten() for name in sorted(values)])
+
+
+def compare(base: VideoBase, method: str, concept: Concept, updates: int) -> dict[str, Any]:
+    """Seconds of both sides for every stage of a method, and how far apart what they learn is."""
+    settings = {"train": {"steps": updates, "save_every": 10 * updates}, "data": {"frames": base.defaults.frames}}
+    recipe = resolve(method, base, concept, recipe="paper", settings=[settings])
+    sides = plain_sides(base, recipe, concept)
+    starts = {name: side.learned() for name, side in sides.items()}
+    watch = Watch(base, sides, batches(recipe, concept, updates))
+    with TemporaryDirectory() as folder:
+        learned = train.fit(recipe, base, concept, Path(folder), on_step=watch)
+    again = another_order(base, recipe, concept, updates)
+    found = {}
+    for name, seconds in watch.seconds.items():
+        ours, plain = (statistics.median(seconds[side][1:]) for side in ("ours", "plain"))
+        result = {"ours": ours, "plain": plain, "ratio": plain / ours}
+        # What is encoded once lies before the first update; the second stage of a subject has it already.
+        once = max(0.0, seconds["ours"][0] - ours)
+        steps = PAPER_STEPS[name]
+        moved = (sides[name].learned() - starts[name]).norm()
+        found[name] = {
+            **result,
+            "once": once,
+            "stage_ours": once + steps * ours,
+            "stage_plain": steps * plain,
+            "stage_ratio": steps * plain / (once + steps * ours),
+            "apart": float((ours_learned(learned, name).to(moved.device) - sides[name].learned()).norm() / moved),
+            "plain_apart": float((again[name] - sides[name].learned()).norm() / moved),
+        }
+    return found
+
+
+def profiled(base: VideoBase, method: str, concept: Concept) -> dict[str, Any]:
+    """Where the time of one of our updates goes, and how near it is to its matrix products alone."""
+    settings = {"train": {"steps": 3, "save_every": 100}, "data": {"frames": base.defaults.frames}}
+    recipe = resolve(method, base, concept, recipe="paper", settings=[settings])
+    counter, traces, flops, seconds = FlopCounterMode(display=False), {}, {}, {}
+    marks = {"flops": 0.0, "time": time.perf_counter()}
+
+    def on_step(progress: Progress) -> None:
+        # The first update warms up, the second is counted, the third is timed.
+        now, total = common.clock(base.device), counter.get_total_flops()
+        if progress.step == 2:
+            flops[progress.stage] = total - marks["flops"]
+            counter.__exit__(None, None, None)
+            traces[progress.stage] = profile()
+            traces[progress.stage].__enter__()
+        elif progress.step == 3:
+            seconds[progress.stage] = now - marks["time"]
+            traces[progress.stage].__exit__(None, None, None)
+        elif progress.step == 1:
+            counter.__enter__()
+            total = counter.get_total_flops()
+        marks.update(flops=total, time=common.clock(base.device))
+
+    with TemporaryDirectory() as folder:
+        train.fit(recipe, base, concept, Path(folder), on_step=on_step)
+    rate = common.matrix_rate(base.device, base.dtype)
     return {
-        "dreamvideo-subject": read_concept(folder / "dog", kind="image", word="dog"),
-        "dreamvideo-motion": read_concept(folder / "turn.mp4", kind="clip", caption="a car turning"),
+        stage: {
+            "gflop": flops[stage] / 1e9,
+            "floor": flops[stage] / rate,
+            "of_floor": flops[stage] / rate / seconds[stage],
+            "shares": _shares(trace),
+        }
+        for stage, trace in traces.items()
     }
 
 
-def stepper(
-    base: VideoBase, method: Method, stage: Stage, parameters: list[torch.nn.Parameter], batch: Callable[[Draw], Batch]
-) -> Callable[[int], float]:
-    """One update on what `batch` gives -> its seconds."""
-    optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0)
-
-    def step(number: int) -> float:
-        begun = time.perf_counter()
-        draw = Draw(base.process, generator("benchmark", number))
-        for _, term in method.terms(base, stage.learn, batch(draw), draw):
-            term.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - begun
-
-    return step
-
-
-def compare(base: VideoBase, name: str, concept: Concept, updates: int) -> dict[str, float]:
-    """Median seconds per update of the last stage of a method, both sides in turns, and their ratio."""
-    method = methods.find(name)()
-    stage = method.stages(base, concept, seed=0)[-1]
-    config = DataConfig(frames=FRAMES, height=SIDE, width=SIDE)
-    count = len(concept.examples)
-
-    def encoded() -> Data:
-        data = Data(base, concept, config, prompt=method.prompt, wants=stage.wants)
-        data.encode_text()
-        return data
-
-    with base.attached(*stage.hold.values(), *stage.learn.values()):
-        parameters = [p for adapters in stage.learn.values() for p in adapters.requires_grad_(True).parameters()]
-        cached, numbers = encoded(), range(count)
-        sides = {
-            "ours": stepper(base, method, stage, parameters, lambda d: cached.batch(numbers, d, live_text=False)),
-            "plain": stepper(base, method, stage, parameters, lambda d: encoded().batch(numbers, d, live_text=False)),
-        }
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        for number in range(updates + 2):
-            for side, step in sides.items():
-                seconds[side].append(step(number))
-    medians = {side: statistics.median(values[2:]) for side, values in seconds.items()}
-    return {**medians, "ratio": medians["plain"] / medians["ours"]}
+def _shares(trace: profile) -> dict[str, float]:
+    """Share of the time in each kind of operation."""
+    rows = [(event.key.lower(), event.self_device_time_total or event.self_cpu_time_total)
+            for event in trace.key_averages()]  # fmt: skip
+    total, shares = sum(spent for _, spent in rows), dict.fromkeys((*_KINDS, "else"), 0.0)
+    for key, spent in rows:
+        kind = next((kind for kind, words in _KINDS.items() if any(word in key for word in words)), "else")
+        shares[kind] += spent / total
+    return {kind: round(share, 3) for kind, share in shares.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser = common.options(__doc__, bases=("emojiworld", "mid"))
+    parser.add_argument("--updates", type=int, default=8, help="of each stage; the first is left out")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    base = bases.load("tiny")
-    with TemporaryDirectory() as folder:
-        found = concepts(Path(folder))
-        results = {name: compare(base, name, concept, options.updates) for name, concept in found.items()}
-    facts = {"base": base.name, "torch": torch.__version__, "machine": platform.machine(), "threads": options.threads}
-    for name, result in results.items():
-        print(f"{name}: plain {result['plain']:.4f} s, ours {result['ours']:.4f} s, ratio {result['ratio']:.2f}")
-    if options.out is not None:
-        options.out.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n", encoding="utf-8")
+    results: dict[str, Any] = {}
+    for name in options.base:
+        with TemporaryDirectory() as folder:
+            base = common.load(name, options.device)
+            for method, concept in common.concepts(Path(folder), base).items():
+                stages = compare(base, method, concept, options.updates)
+                if options.profile:
+                    told = profiled(base, method, concept)
+                    stages = {stage: {**values, **told[stage]} for stage, values in stages.items()}
+                results.setdefault(name, {}).update(stages)
+    common.write(options.out, "learn", results, options.device)
 
 
 if __name__ == "__main__":

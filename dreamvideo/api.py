@@ -11,7 +11,7 @@ import accelerate
 import numpy as np
 import torch
 
-from dreamvideo import bases, editing, media, methods, sample, train
+from dreamvideo import bases, editing, media, memory, methods, sample, train
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
@@ -56,6 +56,7 @@ def learn(
     out: str | Path | None = None,
     recipe: str | None = None,
     settings: Iterable[Mapping[str, Any]] = (),
+    preset: str | None = None,
     restart: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> ConceptFile:
@@ -69,6 +70,7 @@ def learn(
         caption: what happens in the clips of a motion.
         recipe: name of a shipped recipe, or a TOML file.
         settings: nested dicts over the recipe, such as `{"train": {"batch": 2}}`.
+        preset: how to fit into memory, one of `dreamvideo.memory.PRESETS` or `auto`; `settings` lie over it.
 
     Raises:
         BadInput: the source, the recipe or the base will not do.
@@ -78,7 +80,8 @@ def learn(
     concept = read_concept(source, kind=kind, name=name, word=word, caption=caption)
     for line in _remarks(concept):
         _log.warning(line)
-    resolved = resolve(method, base, concept, recipe=recipe, settings=settings)
+    make = partial(resolve, method, base, concept, recipe=recipe)
+    resolved = memory.chosen(preset, make, base, concept, settings=settings)
 
     def preview(learned: ConceptFile, path: Path) -> None:
         prompt = resolved.method.prompt(concept, concept.examples[0])
@@ -95,14 +98,7 @@ def learn(
 
     folder = Path("runs", concept.name) if out is None else Path(out)
     return train.fit(
-        resolved,
-        base,
-        concept,
-        folder,
-        restart=restart,
-        on_step=on_step,
-        on_preview=preview,
-        sampler=class_image,
+        resolved, base, concept, folder, restart=restart, on_step=on_step, on_preview=preview, sampler=class_image
     )
 
 

@@ -59,6 +59,9 @@ class Format(StrEnum):
 
 RecipeName = Annotated[str | None, typer.Option(help="A shipped recipe's name (paper, official) or a .toml file.")]
 Set = Annotated[list[str], typer.Option("--set", help="Any setting of the recipe: section.field=value. Repeatable.")]
+Preset = Annotated[
+    str | None, typer.Option(help="Fit into a card's memory: 8gb, 12gb, 16gb, 24gb, or auto for what is there.")
+]
 LearnSteps = Annotated[int | None, typer.Option(min=1, help="Updates of every stage, instead of the recipe's.")]
 Name = Annotated[str | None, typer.Option(help="Name of the concept; default the folder's.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME.")]
@@ -79,6 +82,7 @@ def subject(
     recipe: RecipeName = None,
     set: Set = [],  # noqa: B006 - typer reads the option's name and default here
     steps: LearnSteps = None,
+    preset: Preset = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     restart: Restart = False,
@@ -87,7 +91,7 @@ def subject(
     """Learn a subject from pictures."""
     method = catalogue.half(method, "subject")
     options = {"method": method, "name": name, "word": word, "out": out, "recipe": recipe, "restart": restart}
-    _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
+    _learn(source, {**options, "preset": preset}, (base, dtype, device, image_encoder), set, steps, as_json=json)
 
 
 @app.command()
@@ -102,6 +106,7 @@ def motion(
     recipe: RecipeName = None,
     set: Set = [],  # noqa: B006
     steps: LearnSteps = None,
+    preset: Preset = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     restart: Restart = False,
@@ -110,7 +115,7 @@ def motion(
     """Learn a motion from one or a few clips."""
     method = catalogue.half(method, "motion")
     options = {"method": method, "name": name, "caption": caption, "out": out, "recipe": recipe, "restart": restart}
-    _learn(source, options, (base, dtype, device, image_encoder), set, steps, as_json=json)
+    _learn(source, {**options, "preset": preset}, (base, dtype, device, image_encoder), set, steps, as_json=json)
 
 
 def _learn(

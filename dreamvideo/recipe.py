@@ -20,7 +20,7 @@ from dreamvideo.methods.method import Method
 __all__ = ["DEFAULT", "FREE", "SEVERAL", "Recipe", "TrainConfig", "check_sections", "read", "recipes", "resolve"]
 
 DEFAULT = "paper"
-FREE = ("train.save_every", "train.preview_every")
+FREE = ("train.save_every", "train.preview_every", "train.offload")
 """Settings that change nothing that is learned."""
 SEVERAL = "several"
 """The table of a recipe file that is laid over the rest where the concept has more than one example."""
@@ -46,6 +46,8 @@ class TrainConfig:
     seed: int = 0
     rematerialise: bool = False
     """Keep no activations inside blocks and compute them again: less memory, about a third more time."""
+    offload: bool = False
+    """Autoencoder and image encoder wait in main memory once the examples are encoded; previews decode there."""
     compile: bool = False
     """Compile the denoiser; pays for itself in long runs on a GPU."""
     save_every: Annotated[int, Field(ge=1)] = 200

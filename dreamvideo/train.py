@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dreamvideo import processes
+from dreamvideo import memory, processes
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
@@ -46,6 +46,7 @@ def fit(
 
     Raises:
         BadConfig: `folder` holds a run of another recipe.
+        BadInput: it will not fit into memory.
         RunFailed: the loss is not finite; the last good state is kept.
         Interrupted: SIGINT or SIGTERM came; the step was finished and the state saved.
     """
@@ -67,17 +68,16 @@ def updates(
     on_preview: Callable[[ConceptFile, Path], None] | None = None,
     sampler: Sampler | None = None,
 ) -> Generator[Progress, None, ConceptFile]:
-    """`fit` as a part of other work, update by update. `stopped` says that it is to be left; closed between two
-    updates, it goes on from its newest state.
+    """`fit` as a part of other work. `stopped` says when to leave; closed between updates, the newest state is kept.
 
     Raises:
-        BadConfig, RunFailed: as `fit`.
-        Interrupted: `stopped` said so.
+        BadConfig, BadInput, RunFailed, Interrupted: as `fit`.
     """
     # What the method cannot use is refused before anything is written.
     stages = recipe.method.stages(base, concept, seed=recipe.train.seed)
     for example in concept.examples:
         recipe.method.prompt(concept, example)
+    memory.check(recipe, base, concept, stages)
     run = Run(folder, recipe, restart=restart)
     if (done := run.finished()) is not None:
         return done
@@ -85,7 +85,7 @@ def updates(
     loop = _Loop(recipe, base, concept, run, stages, on_preview, sampler)
     state = run.load_state()
     state.restore_sets(loop.sets)
-    how = {name: getattr(recipe.train, name) for name in ("rematerialise", "dropout", "compile")}
+    how = {name: getattr(recipe.train, name) for name in ("rematerialise", "offload", "dropout", "compile")}
     with base.learning(**how):
         for number in range(state.stage, len(loop.stages)):
             state = yield from loop.learn(number, state, stopped)
@@ -155,7 +155,7 @@ class _Loop:
         with self.base.attached(*stage.hold.values(), *stage.learn.values()):
             # Attaching has moved the sets to the base's device, where the optimizer wants them.
             self.data.encode_text()
-            optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay)
+            optimizer = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=config.weight_decay, fused=True)
             if state.step:
                 state.restore_optimizer(optimizer, self.scaler)
             batches = self.batches(skip=state.step)

@@ -29,8 +29,8 @@ from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
 # is a method, a base or a kind of adapter: those have theirs.
 FREE = {"errors", "files"}
 BELOW_API = (
-    "adapters.* bases bases.base bundled concept config data diffusion editing edits.edit media methods progress "
-    "recipe run sample train video"
+    "adapters.* bases bases.base bundled concept config data diffusion editing edits.edit media memory methods "
+    "progress recipe run sample train video"
 )
 ARROWS = {
     # row 0: what knows nothing of the rest
@@ -52,9 +52,9 @@ ARROWS = {
     "concept": "media",
     "describe": "concept media",
     "bases": "bases.base bundled config hub",
-    "bases.base": "adapters.attention adapters.graft adapters.ports adapters.words bases.images bases.modes "
-    "bases.places bases.records bases.text diffusion",
-    "bases.places": "adapters.graft adapters.ports",
+    "bases.base": "adapters.attention adapters.graft adapters.layers adapters.ports adapters.words bases.images "
+    "bases.modes bases.places bases.records bases.text diffusion",
+    "bases.places": "adapters.graft adapters.layers adapters.ports",
     "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
     "bases.*": "adapters.attention adapters.ports bases.base bases.images bases.parts",
     # row 2: how
@@ -70,8 +70,10 @@ ARROWS = {
     "edits.*": "edits.* bases.base bundled config diffusion features flow progress",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
+    "memory": "recipe bases.base concept methods.method",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
-    "train": "run recipe data concept bases.base adapters.* methods.method diffusion processes progress stopping",
+    "train": "memory run recipe data concept bases.base adapters.* methods.method diffusion processes progress "
+    "stopping",
     "editing": "recipe edits edits.edit bases.base concept config media progress stopping",
     "sample": "bases.base adapters.* diffusion progress",
     "merging": "adapters.* bases.base",
@@ -121,10 +123,10 @@ SHARED = {  # abstract class of ours that is itself derived from one of ours -> 
 
 # The command line is frozen here: whatever else can be set is --set section.field=value. A new option is a decision.
 OPTIONS = {
-    "subject": "--base --device --dtype --image-encoder --json --method --name --out --recipe --restart --set --steps "
-    "--word",
-    "motion": "--base --caption --device --dtype --image-encoder --json --method --name --out --recipe --restart --set "
-    "--steps",
+    "subject": "--base --device --dtype --image-encoder --json --method --name --out --preset --recipe --restart --set "
+    "--steps --word",
+    "motion": "--base --caption --device --dtype --image-encoder --json --method --name --out --preset --recipe "
+    "--restart --set --steps",
     "generate": "--appearance --appearance-strength --base --count --device --dtype --fps --frames --from --guidance "
     "--height --image-encoder --inversion --inversion-strength --json --motion --negative --noise-offset --out "
     "--sampler --seed --steps --subject --width",

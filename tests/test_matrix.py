@@ -11,7 +11,8 @@ from torch import Tensor
 from dreamvideo import bases, methods
 from dreamvideo.adapters import file
 from dreamvideo.adapters.graft import AdapterSet
-from dreamvideo.adapters.ports import LAYERS, BasicTransformerBlock, Embedding, ResnetBlock2D, close_ports
+from dreamvideo.adapters.layers import LAYERS, Embedding
+from dreamvideo.adapters.ports import BasicTransformerBlock, ResnetBlock2D, close_ports
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept
@@ -143,10 +144,11 @@ def test_opened_ports_compute_what_stock_blocks_do(base: VideoBase):
     modules = [*base.parts.denoiser.modules(), *base.parts.text_encoder.modules()]
     assert not [m for m in modules if type(m).__module__.startswith("dreamvideo")]
     assert set(base.parts.denoiser.state_dict()) == keys
+    # To rounding: ports leave out what cannot change the result, in another order of sums.
     if image is None:
-        assert torch.equal(output(base), before)
+        assert torch.allclose(output(base), before, atol=1e-5)
     else:
-        assert torch.equal(image(x, t, text, return_dict=False)[0], of_image)
+        assert torch.allclose(image(x, t, text, return_dict=False)[0], of_image, atol=1e-5)
     assert torch.equal(base.encode_text(["a dog", ""]), text)
 
 

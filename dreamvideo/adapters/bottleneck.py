@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamvideo.adapters.graft import Kind, Site
@@ -60,13 +61,16 @@ class _Adapter(nn.Module):
         self.outer = nn.GELU() if form == "nonlinear" else nn.Identity()
 
     def forward(self, x: Tensor, given: Condition | None) -> Tensor:
+        first = self.up if self.down is None else self.down
+        y = first(x)
         if self.condition is not None and given is not None:
-            shift = given.strength * self.condition(given.appearance)  # (B, 1, width)
-            # Streams are (B * h * w, F, width) or (B * F, h * w, width): B is the slowest index of both.
-            x = x + shift.repeat_interleave(x.shape[0] // shift.shape[0], dim=0)
+            # (x + s) W = x W + s W: a sum of the bottleneck's width, and no stream of its own to keep for the backward
+            # pass. Streams are (B * h * w, F, width) or (B * F, h * w, width): B is the slowest index of both.
+            shift = F.linear(given.strength * self.condition(given.appearance), first.weight)  # (B, 1, hidden)
+            y = (y.unflatten(0, (len(shift), -1)) + shift[:, None]).flatten(0, 1)
         if self.down is not None:
-            x = self.inner(self.down(x))
-        return self.outer(self.up(x))
+            y = self.up(self.inner(y))
+        return self.outer(y)
 
 
 def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:

@@ -2,19 +2,15 @@
 
 A ported class is a subclass of the stock class *with the same name* (diffusers finds modules by class name).
 Opening sets `module.__class__`, closing sets it back. While something stands on its ports a ported module has a child
-`grafts`, lists of grafts by port; blocks have `givens` too, what the current call is given. With no grafts it computes,
-bit for bit, what the stock module computes.
+`grafts`, lists of grafts by port; blocks have `givens` too, what the current call is given. With no grafts it computes
+what the stock module computes, to rounding, and leaves out what cannot change the result: keys and values of the same
+text for every frame, the scores of a single token, convolutions over frames that are not there.
 
 The residual ports of a transformer block follow the official DreamVideo code: an adapter reads the
 un-normalised residual stream x and its delta is added to the stream,
 
     parallel:  y = x + branch(LN(x)) + delta(x)
     serial:    y = x + branch(LN(x)),  y + delta(y)
-
-The ports of a single layer are its output and its parameters,
-
-    out:           y = layer(x) + delta(x)
-    weight, bias:  theta = theta_0 + delta
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,8 +18,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock as StockTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D as StockResnetBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -33,17 +29,10 @@ from dreamvideo.errors import Unsupported
 
 __all__ = [
     "GRAFTS",
-    "LAYERS",
     "BasicTransformerBlock",
     "Condition",
-    "Conv2d",
-    "Conv3d",
-    "Embedding",
     "Givens",
     "Graft",
-    "GroupNorm",
-    "LayerNorm",
-    "Linear",
     "Reach",
     "ResnetBlock2D",
     "Through",
@@ -82,7 +71,7 @@ class Givens:
         self.reach: Reach = "frame"
         self.control: Control | None = None
         self.frames = 1
-        """Of the current call, where an image model runs on video and no layer of it is told."""
+        """Of the current call: frames that follow each other in the batch of spatial layers and share one text."""
         self.rematerialise = False
 
     @contextmanager
@@ -179,6 +168,7 @@ class BasicTransformerBlock(StockTransformerBlock):
             cross_attention_kwargs or {},
             self.givens.condition,
             self.givens.control,
+            self.givens.frames,
         )
 
     def branches(
@@ -190,25 +180,43 @@ class BasicTransformerBlock(StockTransformerBlock):
         options: dict[str, Any],
         given: Condition | None,
         control: Control | None,
+        frames: int,
         seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The three residual branches, each through its port. `seen` makes of the normalised stream what
-        self-attention looks at; None: the stream itself."""
+        """The three residual branches, each through its port. Every text comes `frames` times in a row. `seen` makes
+        of the normalised stream what self-attention looks at; None: the stream itself."""
         inner = self.placed(self.norm1(x))
         own_text = text if self.only_cross_attention else None if seen is None else seen(inner)
-        x = self.port("attn1", x, self.attend("attn1", inner, own_text, mask, options, control), given)
+        x = self.port("attn1", x, self.attend("attn1", inner, own_text, mask, options, control, frames=1), given)
         if self.attn2 is not None:
-            branch = self.attend("attn2", self.placed(self.norm2(x)), text, text_mask, options, control)
+            inner = self.placed(self.norm2(x))
+            branch = self.attend("attn2", inner, text, text_mask, options, control, frames=frames)
             x = self.port("attn2", x, branch, given)
         return self.port("ff", x, self.ff(self.norm3(x)), given)
 
     def attend(
-        self, port: str, x: Tensor, text: Tensor | None, mask: Tensor | None, options: Any, control: Control | None
+        self,
+        port: str,
+        x: Tensor,
+        text: Tensor | None,
+        mask: Tensor | None,
+        options: dict[str, Any],
+        control: Control | None,
+        *,
+        frames: int,
     ) -> Tensor:
-        """What the attention of that port says, with other probabilities where the control has some."""
+        """What the attention of that port says, with other probabilities where the control has some. Every text comes
+        `frames` times in a row."""
         attention = getattr(self, port)
         change = None if control is None else control(port, x.shape[1])
-        return attention(x, text, mask, **options) if change is None else attended(attention, x, text, mask, change)
+        if change is not None:
+            return attended(attention, x, text, mask, change)
+        if text is None or frames == 1:
+            return _unwatched(attention, x, text, mask, options)
+        # Queries do not meet each other: a sample's frames are one sequence, and need its text once.
+        together = x.unflatten(0, (-1, frames)).flatten(1, 2)
+        mask = None if mask is None else mask[::frames]
+        return _unwatched(attention, together, text[::frames], mask, options).view_as(x)
 
     def placed(self, x: Tensor) -> Tensor:
         return x if self.pos_embed is None else self.pos_embed(x)
@@ -217,12 +225,25 @@ class BasicTransformerBlock(StockTransformerBlock):
         """x + branch + the grafts' deltas. Deltas are summed, so the order of grafts means nothing."""
         y = result = branch + x
         for graft in grafts_on(self, name):
-            result = result + graft.scale * graft.adapter(y if graft.serial else x, given)
+            result = torch.addcmul(result, graft.adapter(y if graft.serial else x, given), graft.scale)
         return result
 
     def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
         """Channels of the stream at a port; there is no single tensor there."""
         return (0 if port == "attn2" and self.attn2 is None else self.dim), ()
+
+
+def _unwatched(
+    attention: Any, x: Tensor, text: Tensor | None, mask: Tensor | None, options: Mapping[str, Any]
+) -> Tensor:
+    """attention(x, text). The softmax over a single token is 1 whatever the query, so that one frame's attention over
+    time is its value; but what is learned on queries or keys is to get its gradient, a zero."""
+    stock = type(attention.processor) in (AttnProcessor, AttnProcessor2_0)
+    learned = any(GRAFTS in layer._modules for layer in (attention.to_q, attention.to_k))
+    if text is not None or x.shape[1] > 1 or mask is not None or not stock or learned:
+        return attention(x, text, mask, **options)
+    out, dropout = attention.to_out
+    return dropout(out(attention.to_v(x)))
 
 
 class ResnetBlock2D(StockResnetBlock):
@@ -234,128 +255,6 @@ class ResnetBlock2D(StockResnetBlock):
 
     def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
         return rematerialised(self.givens, super().forward, input_tensor, temb)
-
-
-class Embedding(nn.Embedding):
-    """A token embedding that also holds learned words: id `num_embeddings + i` is the i-th grafted vector."""
-
-    stock: ClassVar[type[nn.Module]] = nn.Embedding
-    ports: ClassVar[tuple[str, ...]] = ("word",)
-
-    def forward(self, input: Tensor) -> Tensor:
-        vectors = [graft.scale * graft.adapter.vectors for graft in grafts_on(self, "word")]
-        known = super().forward(input.clamp(max=self.num_embeddings - 1))
-        if not vectors:
-            return known
-        learned = torch.cat(vectors).to(known.dtype)[(input - self.num_embeddings).clamp(min=0)]
-        return torch.where((input >= self.num_embeddings)[..., None], learned, known)
-
-    def measure(self, port: str) -> tuple[int, tuple[int, ...]]:
-        """Width of a token vector."""
-        return self.embedding_dim, ()
-
-
-def _measured(layer: nn.Module, port: str) -> tuple[int, tuple[int, ...]]:
-    """Output channels, and the shape of the tensor that belongs to the port: the weight's at `out`."""
-    tensor = layer._parameters["weight" if port == "out" else port]
-    return (0, ()) if tensor is None else (tensor.shape[0], tuple(tensor.shape))
-
-
-class Linear(nn.Linear):
-    """A linear layer with ports on its output and its parameters."""
-
-    stock: ClassVar[type[nn.Module]] = nn.Linear
-    ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, F.linear) if GRAFTS in self._modules else super().forward(input)
-
-    measure = _measured
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution with ports on its output and its parameters."""
-
-    stock: ClassVar[type[nn.Module]] = nn.Conv2d
-    ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self._conv_forward) if GRAFTS in self._modules else super().forward(input)
-
-    measure = _measured
-
-
-class Conv3d(nn.Conv3d):
-    """A convolution over frames with ports on its output and its parameters."""
-
-    stock: ClassVar[type[nn.Module]] = nn.Conv3d
-    ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self._conv_forward) if GRAFTS in self._modules else super().forward(input)
-
-    measure = _measured
-
-
-class GroupNorm(nn.GroupNorm):
-    """A group normalisation with ports on its parameters."""
-
-    stock: ClassVar[type[nn.Module]] = nn.GroupNorm
-    ports: ClassVar[tuple[str, ...]] = ("weight", "bias")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self.through) if GRAFTS in self._modules else super().forward(input)
-
-    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """This norm with other parameters."""
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-
-    measure = _measured
-
-
-class LayerNorm(nn.LayerNorm):
-    """A layer normalisation with ports on its parameters."""
-
-    stock: ClassVar[type[nn.Module]] = nn.LayerNorm
-    ports: ClassVar[tuple[str, ...]] = ("weight", "bias")
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _through_ports(self, input, self.through) if GRAFTS in self._modules else super().forward(input)
-
-    def through(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """This norm with other parameters."""
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
-
-    measure = _measured
-
-
-LAYERS: tuple[type[nn.Module], ...] = (Linear, Conv2d, Conv3d, GroupNorm, LayerNorm)
-"""The ported classes of single layers."""
-
-
-def _through_ports(layer: nn.Module, x: Tensor, through: Through) -> Tensor:
-    """A layer's output with everything that is grafted on it; the base's own tensors stay as they are."""
-    weight, bias = (_learned(layer, name) for name in ("weight", "bias"))
-    if bias is not None and bias.dtype != weight.dtype:
-        # A norm in half precision refuses a float32 parameter beside a half one.
-        common = torch.promote_types(weight.dtype, bias.dtype)
-        weight, bias = weight.to(common), bias.to(common)
-    deltas = [graft.scale * graft.adapter(x, through) for graft in grafts_on(layer, "out")]
-    y = through(x, weight, bias)
-    return y + _summed(deltas) if deltas else y
-
-
-def _learned(layer: nn.Module, name: str) -> Any:
-    """A parameter of the layer with the deltas on it. The sum stays in float32 where they are: a norm's weight near 1
-    would lose small ones in bfloat16."""
-    own = layer._parameters[name]
-    deltas = [graft.scale * graft.adapter.delta for graft in grafts_on(layer, name)]
-    return own + _summed(deltas) if deltas else own
-
-
-def _summed(deltas: list[Tensor]) -> Tensor:
-    """Deltas are summed before they are added: the order of two sets means nothing then, to the last bit."""
-    return sum(deltas[1:], deltas[0])
 
 
 def open_ports(model: nn.Module, givens: Givens, classes: Iterable[type[nn.Module]]) -> None:

@@ -121,7 +121,8 @@ class AnimateDiff(VideoBase):
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         # This denoiser wants the text once for every frame; elsewhere only its pipeline repeats it.
         text = text.repeat_interleave(x_t.shape[2], dim=0)
-        return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
+        with self.givens.using({"frames": x_t.shape[2]}):
+            return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         limit = self.parts.denoiser.config.motion_max_seq_length

@@ -11,16 +11,8 @@ from torch import Tensor, nn
 
 from dreamvideo.adapters.attention import Control
 from dreamvideo.adapters.graft import AdapterSet, Site, attach, detach
-from dreamvideo.adapters.ports import (
-    LAYERS,
-    BasicTransformerBlock,
-    Condition,
-    Embedding,
-    Givens,
-    Reach,
-    ResnetBlock2D,
-    open_ports,
-)
+from dreamvideo.adapters.layers import LAYERS, Embedding
+from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, Givens, Reach, ResnetBlock2D, open_ports
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases import modes
 from dreamvideo.bases.images import decode_frames, embed_images, encode_frames
@@ -321,17 +313,21 @@ class VideoBase(ABC):
 
     @final
     @contextmanager
-    def learning(self, *, rematerialise: bool = False, dropout: float = 0.0, compile: bool = False) -> Iterator[None]:
+    def learning(
+        self, *, rematerialise: bool = False, offload: bool = False, dropout: float = 0.0, compile: bool = False
+    ) -> Iterator[None]:
         """How the frozen denoiser runs while something attached to it is learned.
 
         Args:
             rematerialise: blocks keep no activations and compute them again in the backward pass.
+            offload: autoencoder and image encoder wait in main memory, and compute there when asked.
             dropout: chance of dropout in convolutional blocks (transformer blocks have none).
             compile: compile the denoiser.
         """
         blocks = self._places.blocks.values()
         with (
             modes.learning(self.parts.denoiser, blocks, dropout=dropout, compile=compile),
+            modes.waiting(*(part for part in (self.parts.vae, self.parts.image_encoder) if offload and part)),
             self.givens.using({"rematerialise": rematerialise}),
         ):
             yield

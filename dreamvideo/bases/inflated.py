@@ -105,8 +105,9 @@ class BasicTransformerBlock(PortedTransformerBlock):
             cross_attention_kwargs or {},
             self.givens.condition,
             self.givens.control,
+            frames,
             seen,
-            0 if self.givens.bypass_time and frames == 1 else frames,
+            self.givens.bypass_time and frames == 1,
         )
 
     def over_frames(
@@ -118,13 +119,14 @@ class BasicTransformerBlock(PortedTransformerBlock):
         options: dict[str, Any],
         given: Condition | None,
         control: Control | None,
-        seen: Callable[[Tensor], Tensor] | None,
         frames: int,
+        seen: Callable[[Tensor], Tensor] | None,
+        bypass_time: bool,
     ) -> Tensor:
-        """The branches within frames, then what stands on the port `time`; no frames: without that."""
-        x = self.branches(x, text, mask, text_mask, options, given, control, seen)
+        """The branches within frames, then, unless time is bypassed, what stands on the port `time`."""
+        x = self.branches(x, text, mask, text_mask, options, given, control, frames, seen)
         # Nobody on the port: no need to turn the stream round.
-        if frames == 0 or not [*grafts_on(self, "time")]:
+        if bypass_time or not [*grafts_on(self, "time")]:
             return x
         pixels = x.shape[1]
         stream = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B h w, F, width)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["learning", "resting"]
+__all__ = ["learning", "resting", "waiting"]
 
 
 @contextmanager
@@ -42,3 +42,16 @@ def resting(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in zip(layers, before, strict=True):
             layer.train(training)
+
+
+@contextmanager
+def waiting(*models: nn.Module) -> Iterator[None]:
+    """Inside the block the models are in main memory."""
+    places = [next(model.parameters()).device for model in models]
+    for model in models:
+        model.to("cpu")
+    try:
+        yield
+    finally:
+        for model, place in zip(models, places, strict=True):
+            model.to(place)

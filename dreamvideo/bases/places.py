@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from dreamvideo.adapters.graft import Axis, Site
-from dreamvideo.adapters.ports import LAYERS, BasicTransformerBlock
+from dreamvideo.adapters.layers import LAYERS
+from dreamvideo.adapters.ports import BasicTransformerBlock
 from dreamvideo.errors import BadFile, Unsupported
 
 __all__ = ["TOKENS", "Places"]

@@ -111,7 +111,8 @@ class UNet3D(VideoBase):
         return "time" if isinstance(owner, StockTemporalTransformer) else "space"
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
+        with self.givens.using({"frames": x_t.shape[2]}):
+            return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
 
     def pipeline(self) -> Any:
         # Pipelines bring along much that nothing else here needs.

@@ -1,0 +1,95 @@
+"""Write docs/speed.md from the JSON that learn.py, sample.py, memory.py and scale.py have left in docs/speed.
+
+python benchmarks/speed.py [--out FOLDER]
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreamvideo.files import write_text
+
+OUT = Path(__file__).parents[1] / "docs" / "speed"
+HEAD = """# Speed and memory
+
+Written by `benchmarks/speed.py` from the files in `speed/`; the first lines of each script under `benchmarks/` say how
+its numbers are made. Both sides of every ratio ran in turns in one process.
+"""
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "learn": {
+        "ours": "ours, s",
+        "plain": "plain, s",
+        "ratio": "ratio",
+        "stage_ours": "stage, ours, s",
+        "stage_plain": "stage, plain, s",
+        "stage_ratio": "ratio of stages",
+        "apart": "ours from plain",
+        "plain_apart": "plain from plain",
+        "of_floor": "part that is the floor",
+    },
+    "memory": {"frozen": "frozen", "learned": "learned", "passing": "passing", "estimate": "estimate",
+               "measured": "measured"},
+}  # fmt: skip
+TITLES = {
+    "learn": "Learning: seconds an update, and a stage of the paper's length",
+    "sample": "Sampling",
+    "approximate": "Options that approximate, on EmojiWorld",
+    "memory": "Memory while a motion is learned, MiB",
+    "scale": "How cost grows, seconds",
+}
+
+
+def table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], unit: float = 1.0) -> Iterator[str]:
+    """Named rows under the columns that they have."""
+    there = [key for key in columns if any(key in row for row in rows.values())]
+    yield "| | " + " | ".join(columns[key] for key in there) + " |"
+    yield "|---|" + "---|" * len(there)
+    for name, row in rows.items():
+        yield f"| {name} | " + " | ".join(f"{row[key] / unit:.4g}" if key in row else "" for key in there) + " |"
+
+
+def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
+    """The tables of one file."""
+    results = dict(results)
+    approximate = results.pop("approximate", None)
+    for base, rows in results.items():
+        yield from ("", f"**{base}**", "")
+        if kind == "sample":
+            yield from table({base: rows}, {key: key.replace("_", " ") for key in rows})
+        elif kind == "scale":
+            for axis, points in rows.items():
+                yield from table({axis: points}, {point: point for point in points})
+                yield ""
+            yield f"![](speed/{place}-{base}.png)"
+        else:
+            yield from table(rows, COLUMNS[kind], 2**20 if kind == "memory" else 1.0)
+    if approximate is not None:
+        yield from ("", f"## {TITLES['approximate']}", "")
+        yield from table(approximate, {key: key for key in next(iter(approximate.values()))})
+
+
+def page(files: Sequence[Path]) -> str:
+    lines = [HEAD]
+    for file in files:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        kind = file.stem.partition("-")[0]
+        versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+        lines += [f"## {TITLES[kind]}", "", f"{told['hardware']}, {told['threads']} threads; {versions}."]
+        lines += [*section(kind, told["results"], file.stem), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON; the page lies beside it")
+    out = parser.parse_args().out
+    files = [
+        out / f"{kind}-{place}.json" for place in ("cpu", "gpu") for kind in ("learn", "sample", "memory", "scale")
+    ]
+    write_text(out.with_suffix(".md"), page([file for file in files if file.is_file()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""How much memory learning will take, told before any work is done, and what to change where it is too much.
+
+A pass of the denoiser, and one of the autoencoder, is made once with fake tensors, which have a shape and no values,
+and the bytes that are alive at once are counted. Allocators and libraries take more than that: `MARGIN`.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept
+from dreamvideo.errors import BadConfig, BadInput
+from dreamvideo.methods.method import Stage
+from dreamvideo.recipe import Recipe
+
+__all__ = ["PRESETS", "Need", "check", "chosen", "estimate", "room"]
+
+PRESETS: Mapping[str, Mapping[str, bool]] = {
+    "24gb": {"rematerialise": False, "offload": True},
+    "16gb": {"rematerialise": True, "offload": False},
+    "12gb": {"rematerialise": True, "offload": False},
+    "8gb": {"rematerialise": True, "offload": True},
+}
+"""Settings of `TrainConfig` by the memory of a card, for ModelScopeT2V at 32 frames of 256 x 256."""
+MARGIN = 1.15
+"""Fragments, workspaces and what else an allocator holds."""
+LARGE = 2**30
+"""Bytes of weights from which on it is worth some seconds to look: smaller bases fit anywhere."""
+_SLICE = 8
+"""Frames that pass the autoencoder at once."""
+_LEARNED = 16
+"""Bytes a learned value: itself, its gradient and AdamW's two moments, all float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes at the peak of a run."""
+
+    frozen: int
+    """Weights of the base that stay on the device."""
+    learned: int
+    passing: int
+    """The largest pass: what it keeps for the backward pass, and what it works on."""
+
+    @property
+    def total(self) -> int:
+        """With the margin, which weights do not need."""
+        return self.frozen + int(MARGIN * (self.learned + self.passing))
+
+
+def check(recipe: Recipe, base: VideoBase, concept: Concept, stages: Sequence[Stage]) -> None:
+    """Refuse a run that will not fit, if its base is large.
+
+    Raises:
+        BadInput: with what it takes, what there is, and the preset that would fit.
+    """
+    if _weights(base, ()) < LARGE:
+        return
+    there = _weights(base, ()) + room(base.device)
+    need = max((estimate(recipe, base, concept, stage) for stage in stages), key=lambda need: need.total)
+    if need.total <= there:
+        return
+    says = f"learning takes about {_gib(need.total)} of memory, and {base.device} has {_gib(there)} for it"
+    raise BadInput(f"{says}: try --preset auto, fewer frames (--set data.frames=16) or a smaller --set train.batch")
+
+
+def chosen(
+    preset: str | None,
+    resolve: Callable[..., Recipe],
+    base: VideoBase,
+    concept: Concept,
+    *,
+    settings: Iterable[Mapping[str, Any]] = (),
+) -> Recipe:
+    """The recipe that `resolve` makes of the settings of a preset, or of none, with `settings` over them. `auto` takes
+    the first preset that fits, and the most sparing where none does.
+
+    Raises:
+        BadConfig: no such preset.
+    """
+    if preset is None:
+        return resolve(settings=settings)
+    if preset != "auto" and preset not in PRESETS:
+        raise BadConfig(f"--preset {preset}: one of auto, {', '.join(PRESETS)}")
+    there, wishes = _weights(base, ()) + room(base.device), list(settings)
+    for name in PRESETS if preset == "auto" else (preset,):
+        recipe = resolve(settings=[{"train": dict(PRESETS[name])}, *wishes])
+        if preset == "auto" and _fits(recipe, base, concept, there):
+            break
+    return recipe
+
+
+def _fits(recipe: Recipe, base: VideoBase, concept: Concept, there: int) -> bool:
+    stages = recipe.method.stages(base, concept, seed=0)
+    return all(estimate(recipe, base, concept, stage).total <= there for stage in stages)
+
+
+def estimate(recipe: Recipe, base: VideoBase, concept: Concept, stage: Stage) -> Need:
+    """What one stage of a run takes at its peak."""
+    data, train = recipe.data, recipe.train
+    own = 1 if recipe.method.learns == "image" else data.frames or base.defaults.frames
+    frames = max(view.frames or own for view in stage.views)
+    size = (data.height or base.defaults.height, data.width or base.defaults.width)
+    for adapters in stage.hold.values():
+        adapters.requires_grad_(False)
+    parameters = [p for adapters in stage.learn.values() for p in adapters.requires_grad_(True).parameters()]
+
+    def update() -> None:
+        text = base.encode_text([""] * train.batch)
+        x = torch.empty((train.batch, *base.latent_shape(frames, *size)), device=base.device)
+        t = torch.zeros(train.batch, dtype=torch.long, device=base.device)
+        with base.autocast():
+            # A word that is learned is reached through the text.
+            said = base.predict(x, t, text.detach().requires_grad_(stage.live_text))
+        wanted = said.float().square().mean()
+        torch.autograd.grad(wanted, [*parameters, x.requires_grad_()], allow_unused=True)
+
+    def encode() -> None:
+        base.encode_video(torch.empty(1, 3, min(frames, _SLICE), *size, device=base.device))
+
+    with base.attached(*stage.hold.values(), *stage.learn.values()), base.learning(rematerialise=train.rematerialise):
+        passing = _peak(base, update, parameters)
+    aside = (base.parts.vae, base.parts.image_encoder) if train.offload else ()
+    learned = _LEARNED * sum(p.numel() for p in parameters)
+    steps = Need(frozen=_weights(base, aside), learned=learned, passing=passing)
+    # Examples are encoded before anything is learned, with all parts there.
+    before = Need(frozen=_weights(base, ()), learned=0, passing=_peak(base, encode, ()))
+    return max(steps, before, key=lambda need: need.total)
+
+
+def room(device: torch.device) -> int:
+    """Bytes that this process may still take on a device."""
+    if device.type == "cuda":
+        # What the allocator holds and does not use is ours as well.
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
+
+
+def _peak(base: VideoBase, run: Callable[[], None], parameters: Iterable[Tensor]) -> int:
+    """Bytes alive at once while `run` runs, beside the base's weights and `parameters`; nothing is computed."""
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    frozen = [tensor for model in _models(base) for tensor in (*model.parameters(), *model.buffers())]
+    count = _Alive(fakes.from_tensor(tensor) for tensor in (*frozen, *parameters))
+    with fakes, count:
+        run()
+    return count.most
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operators have made and nobody has dropped."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.kept = [tensor.untyped_storage() for tensor in known]
+        self.known = {storage._cdata for storage in self.kept}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.note, out)
+        return out
+
+    def note(self, tensor: Tensor) -> None:
+        """A storage lives until its last tensor is dropped."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def _models(base: VideoBase) -> list[nn.Module]:
+    parts = base.parts
+    models = (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder)
+    return [model for model in models if model is not None]
+
+
+def _weights(base: VideoBase, without: Sequence[nn.Module | None]) -> int:
+    """Bytes of the base's parts."""
+    models = [model for model in _models(base) if not any(model is other for other in without)]
+    return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

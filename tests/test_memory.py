@@ -1,0 +1,113 @@
+"""What a run takes is told before it begins: estimates against what is really alive, presets, refusals."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamvideo import memory, train
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.concept import Concept
+from dreamvideo.diffusion import Draw, generator
+from dreamvideo.errors import BadConfig, BadInput
+from dreamvideo.memory import Need
+from dreamvideo.recipe import Recipe, resolve
+
+
+def recipe_of(base: VideoBase, concept: Concept, **settings: object) -> Recipe:
+    wishes = {"train": {"batch": 1, "steps": 2, **settings}}
+    return resolve("dreamvideo-motion", base, concept, settings=[wishes])
+
+
+def need_of(base: VideoBase, concept: Concept, **settings: object) -> Need:
+    recipe = recipe_of(base, concept, **settings)
+    (stage,) = recipe.method.stages(base, concept, seed=0)
+    return memory.estimate(recipe, base, concept, stage)
+
+
+def test_bytes_count_while_a_tensor_is_there():
+    with memory._Alive([]) as count:
+        a = torch.zeros(1000)
+        b = a + 1
+        view = b[:10]
+        del a, b
+        c = torch.zeros(500)
+    assert (count.most, count.now) == (8000, 6000)
+    del view, c
+    assert count.now == 0
+
+
+@pytest.mark.parametrize("rematerialise", [False, True])
+def test_estimate_is_what_is_really_alive(unet3d: VideoBase, motion_concept: Concept, rematerialise: bool):
+    """The same pass with real tensors. They differ by what kernels keep for themselves."""
+    base, need = unet3d, need_of(unet3d, motion_concept, rematerialise=rematerialise)
+    recipe = recipe_of(base, motion_concept)
+    (stage,) = recipe.method.stages(base, motion_concept, seed=0)
+    (adapters,) = stage.learn.values()
+    parts = (base.parts.denoiser, base.parts.text_encoder)
+    with base.attached(adapters.requires_grad_(True)), base.learning(rematerialise=rematerialise):
+        known = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        with memory._Alive([*known, *adapters.parameters()]) as count:
+            draw = Draw(base.process, generator("memory"))
+            x_t, t, target = draw.noised(torch.randn(1, 4, base.defaults.frames, 4, 4))
+            loss = (base.predict(x_t, t, base.encode_text(["a dog"])) - target).square().mean()
+            torch.autograd.grad(loss, adapters.parameters(), allow_unused=True)
+    assert need.passing == pytest.approx(count.most, rel=0.15)
+    assert need.learned == 16 * adapters.count()
+
+
+def test_what_saves_memory_is_seen_to(unet3d: VideoBase, motion_concept: Concept):
+    plain, sparing = need_of(unet3d, motion_concept), need_of(unet3d, motion_concept, rematerialise=True, offload=True)
+    assert sparing.passing < 0.8 * plain.passing
+    parts = unet3d.parts
+    aside = sum(4 * p.numel() for part in (parts.vae, parts.image_encoder) for p in part.parameters())
+    assert plain.frozen - sparing.frozen == aside
+    assert need_of(unet3d, motion_concept, batch=4).passing > 3 * plain.passing
+
+
+def test_run_that_will_not_fit_is_refused_before_anything_is_written(
+    unet3d: VideoBase, motion_concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory, "LARGE", 0)
+    monkeypatch.setattr(memory, "room", lambda device: 1000)
+    with pytest.raises(BadInput, match=r"takes about .* has .*--preset auto") as caught:
+        train.fit(recipe_of(unet3d, motion_concept), unet3d, motion_concept, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(memory, "room", lambda device: 2**40)
+    assert train.fit(recipe_of(unet3d, motion_concept), unet3d, motion_concept, tmp_path / "run").path.exists()
+
+
+def test_small_bases_are_not_looked_at(
+    unet3d: VideoBase, motion_concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory, "room", lambda device: 0)
+    assert train.fit(recipe_of(unet3d, motion_concept), unet3d, motion_concept, tmp_path / "run").path.exists()
+
+
+def test_offloaded_run_learns_the_same(unet3d: VideoBase, motion_concept: Concept, tmp_path: Path):
+    results = [
+        train.fit(recipe_of(unet3d, motion_concept, offload=wanted), unet3d, motion_concept, tmp_path / str(wanted))
+        for wanted in (False, True)
+    ]
+    plain, offloaded = (result.sets["motion"].state_dict() for result in results)
+    assert all(torch.equal(plain[name], offloaded[name]) for name in plain)
+
+
+def test_presets(unet3d: VideoBase, motion_concept: Concept, monkeypatch: pytest.MonkeyPatch):
+    def made(preset: str) -> tuple[bool, bool]:
+        make = partial(resolve, "dreamvideo-motion", unet3d, motion_concept)
+        train = memory.chosen(preset, make, unet3d, motion_concept, settings=[{"train": {"batch": 1}}]).train
+        return train.rematerialise, train.offload
+
+    for name, settings in memory.PRESETS.items():
+        assert made(name) == (settings["rematerialise"], settings["offload"])
+    with pytest.raises(BadConfig, match="one of auto, 24gb"):
+        made("6gb")
+    first, last = ((each["rematerialise"], each["offload"]) for each in (*memory.PRESETS.values(),)[::3])
+    monkeypatch.setattr(memory, "room", lambda device: 2**40)
+    assert made("auto") == first
+    # Not even the most sparing fits: the run itself refuses, with the numbers.
+    monkeypatch.setattr(memory, "room", lambda device: 0)
+    assert made("auto") == last
