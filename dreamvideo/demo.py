@@ -112,12 +112,9 @@ def _scores(base: VideoBase) -> Callable[[np.ndarray, str], dict[str, float]]:
     chosen, fps = metrics.for_base(base), base.defaults.fps
     references = scoring.read_pictures(EXAMPLES / "subjects" / _SUBJECT)
     motions = scoring.read_motions(EXAMPLES / "motions" / _MOTION, fps=fps)
-    copied = [frame for motion in motions for frame in motion.frames]
 
     def scores(frames: np.ndarray, prompt: str) -> dict[str, float]:
-        sample = Sample(
-            frames=frames, fps=fps, prompt=prompt, references=references, motions=motions, training_frames=copied
-        )
+        sample = Sample(frames=frames, fps=fps, prompt=prompt, references=references, motions=motions)
         return {one.name: one.value for one in measured(chosen, sample)}
 
     return scores

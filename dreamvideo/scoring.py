@@ -53,7 +53,6 @@ def score(
         prompt=prompt,
         references=() if references is None else read_pictures(references),
         motions=motions,
-        training_frames=[frame for motion in motions for frame in motion.frames],
         siblings=[read_video(sibling)[0] for sibling in siblings],
     )
     return measured(chosen, sample)

@@ -103,7 +103,7 @@ def test_against_a_computation_of_its_own(encoders) -> None:
         ids = bases.load("tiny").parts.tokenizer([prompt], padding="max_length", return_tensors="pt").input_ids
         told = clip.text_projection(clip.text_model(ids).pooler_output)[0]
         ours, theirs = (dino(by_hand(pictures)).last_hidden_state[:, 0] for pictures in (frames, references))
-    sample = Sample(frames=frames, prompt=prompt, references=list(references), training_frames=list(references))
+    sample = Sample(frames=frames, prompt=prompt, references=list(references), motions=[Motion(frames=references)])
     like = [cosine(one, other) for one in ours for other in theirs]
     expected = {
         ClipT(images, texts): np.mean([cosine(vector, told) for vector in seen]),
@@ -123,7 +123,7 @@ def test_on_random_features() -> None:
     plain = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     images = Images("drawn", plain, lambda pixels: vectors[(pixels[:, 0, 0, 0] * 255).round().long()])
     greys = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], (40, 8, 8, 3))
-    sample = Sample(frames=greys[:35].copy(), references=list(greys[35:]), training_frames=list(greys[36:]))
+    sample = Sample(frames=greys[:35].copy(), references=list(greys[35:]), motions=[Motion(frames=greys[36:])])
     assert value(ClipI(images), sample) == pytest.approx(float((unit[:35] @ unit[35:].T).mean()), abs=1e-6)
     assert value(DinoI(images), sample) == value(ClipI(images), sample)
     assert value(Leak(images), sample) == pytest.approx(float((unit[:35] @ unit[36:].T).max()), abs=1e-6)
@@ -134,9 +134,8 @@ def test_on_random_features() -> None:
 def test_the_same_picture_scores_one(encoders) -> None:
     images, _, looks, _ = encoders
     picture = noise(1, 0)
-    sample = Sample(
-        frames=picture.repeat(4, axis=0), references=list(picture), training_frames=[*noise(2, 1), picture[0]]
-    )
+    clips = [Motion(frames=noise(2, 1)), Motion(frames=picture)]
+    sample = Sample(frames=picture.repeat(4, axis=0), references=list(picture), motions=clips)
     for metric in (TemporalConsistency(images), ClipI(images), DinoI(looks), Leak(looks)):
         assert value(metric, sample) == pytest.approx(1, abs=1e-6), metric.name
 
@@ -395,7 +394,6 @@ def test_every_number_says_how_it_was_made(encoders, lpips: Path) -> None:
         prompt="a robot",
         references=list(frames),
         motions=[Motion(frames=sliding(3, 0))],
-        training_frames=list(frames),
         siblings=[frames],
     )
     scores = measured(everything(encoders, lpips), sample)

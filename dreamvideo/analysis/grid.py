@@ -185,7 +185,6 @@ def _scores(asked: Asked, taken: Sequence[Version], video: api.Video, measures: 
         prompt=plain_words,
         references=() if asked.references is None else read_pictures(asked.references),
         motions=motions,
-        training_frames=[frame for motion in motions for frame in motion.frames],
     )
     return {score.name: score for score in measured(measures, sample)}
 

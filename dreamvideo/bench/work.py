@@ -164,7 +164,6 @@ class Cell(Task):
             prompt=self.plain,
             references=[media.read_image(picture).pixels for picture in self.pictures],
             motions=motions,
-            training_frames=[frame for motion in motions for frame in motion.frames],
         )
         media.write_video(store.video(self.key), video.frames, fps=video.fps)
         # Last: a cell is done when this file is there.

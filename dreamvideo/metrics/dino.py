@@ -47,9 +47,10 @@ class Leak(Metric):
         return {**self.images.protocol, "frames": "all, the largest cosine", "training frames": "all"}
 
     def measure(self, sample: Sample) -> float | None:
-        if len(sample.training_frames) == 0:
+        if not sample.motions:
             return None
-        return float((self.images(sample.frames) @ self.images(sample.training_frames).T).max())
+        learned = [frame for motion in sample.motions for frame in motion.frames]
+        return float((self.images(sample.frames) @ self.images(learned).T).max())
 
 
 METRICS = (DinoI, Leak)

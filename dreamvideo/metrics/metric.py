@@ -38,9 +38,7 @@ class Sample:
     references: Sequence[np.ndarray] = ()
     """Pictures of the subject, uint8 (H, W, 3) of any sizes."""
     motions: Sequence[Motion] = ()
-    """Clips of the motion."""
-    training_frames: Sequence[np.ndarray] = ()
-    """What was learned from and should not be seen again, uint8 (H, W, 3) of any sizes."""
+    """Clips of the motion, whose frames should not be seen again."""
     siblings: Sequence[np.ndarray] = ()
     """Videos of the same prompt and other seeds, uint8 (F, H, W, 3)."""
 
