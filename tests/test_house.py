@@ -94,7 +94,11 @@ ARROWS = {
     "bench.runner": "bench.results bench.work bench.workers",
     "bench.plan": f"bench.results bench.suite bench.work {BELOW_API}",
     "bench.diversity": "bench.results config metrics.metric scoring",
-    "bench.report": "bench.suite bench.results bench.diversity bench.statistics concept media metrics.lpips plots",
+    "bench.orders": "bench.results bench.statistics bench.suite",
+    "bench.glance": "bench.results media sheets",
+    "bench.markdown": "bench.orders bench.results bench.statistics bench.suite",
+    "bench.report": "bench.suite bench.results bench.diversity bench.statistics bench.orders bench.glance "
+    "bench.markdown concept media metrics.lpips plots",
     "bench.cli": "bench.* options terminal",
     "analysis": "",
     "analysis.weights": "adapters.* bases.base plots sample",
@@ -147,7 +151,7 @@ OPTIONS = {
     "doctor": "--json",
     "bench list": "--json",
     "bench run": "--device --dtype --json --out --ray --workers",
-    "bench report": "--json --out",
+    "bench report": "--json --out --to",
     "bench fetch": "--json",
 }
 
