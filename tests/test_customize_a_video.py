@@ -188,8 +188,8 @@ def test_the_motion_alone_is_kept_and_seen(
         batches.append(batch)
         return denoise(base, batch, draw, **rest)
 
-    def shown(*args: Any) -> np.ndarray:
-        previews.append(sampled(*args))
+    def shown(*args: Any, **rest: Any) -> np.ndarray:
+        previews.append(sampled(*args, **rest))
         return previews[-1]
 
     monkeypatch.setattr(METHOD, "stages", staged)
