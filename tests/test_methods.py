@@ -200,6 +200,13 @@ def test_motion_director_runs_from_clip_to_video(
     assert given.made["inversion"]["strength"] == 0.2
 
 
+def test_appearance_guides_as_it_was_learned_unless_the_recipe_says() -> None:
+    motion = methods.find("dreamvideo-motion")
+    assert motion().sampling().appearance == (1.0, 1.0)
+    assert motion(drop_appearance=0.0).sampling().appearance == (1.0, 0.0)
+    assert motion(appearance_strength=(0.4, 0.2)).sampling().appearance == (0.4, 0.2)
+
+
 @pytest.mark.parametrize("method", ["lora-motion", "motion-director"])
 def test_dropout_of_deltas_survives_being_cut_off(method: str, unet3d: VideoBase, turn: Path, tmp_path: Path) -> None:
     """Its randomness is made from the step's number, and global randomness is left alone."""

@@ -115,6 +115,9 @@ class DreamVideoMotion(Method):
     drop_appearance: float = 0.5
     """Chance, per sample, that e is the zero vector."""
     noise_offset: float = 0.1
+    appearance_strength: tuple[float, float] | None = None
+    """Of e in sampling, for the conditional and the unconditional branch; unset: (1, 1), or (1, 0) where no e was ever
+    dropped."""
 
     def stages(self, base: VideoBase, concept: Concept, *, seed: int) -> tuple[Stage]:
         if self.condition and base.image_width is None:
@@ -152,7 +155,8 @@ class DreamVideoMotion(Method):
     def sampling(self) -> Sampling:
         # A zero vector still adds the condition layer's bias. Where training never saw it, the unconditional branch
         # must not either (official examples: 1/0 without appearance dropout, 1/1 with it).
-        return Sampling(noise_offset=self.noise_offset, appearance=(1.0, 1.0 if self.drop_appearance else 0.0))
+        strength = self.appearance_strength or (1.0, 1.0 if self.drop_appearance else 0.0)
+        return Sampling(noise_offset=self.noise_offset, appearance=strength)
 
 
 METHODS = (DreamVideoSubject, DreamVideoMotion)
