@@ -1,5 +1,6 @@
 """Tiny bases and toy concepts. No network, no accelerator, one thread."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from alexnet import CHANNELS, alexnet
 from PIL import Image
 
-from dreamvideo import bases, media
+from dreamvideo import bases, cli, media
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, read_concept
 
@@ -25,6 +26,22 @@ def base(request: pytest.FixtureRequest) -> VideoBase:
 def base_over_time(request: pytest.FixtureRequest) -> VideoBase:
     """A fresh tiny base of every family that has layers over time."""
     return bases.available()[request.param].tiny(0)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Run a command in an empty folder -> its exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dreamvideo", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+            sys.exit(0)
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return command
 
 
 @pytest.fixture

@@ -11,26 +11,10 @@ import pytest
 import torch
 from diffusers import UNet3DConditionModel
 
-from dreamvideo import bases, cli, official
+from dreamvideo import bases, official
 from dreamvideo.adapters import file
 from dreamvideo.bundled import EXAMPLES, bundled
 from dreamvideo.errors import Unsupported
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """Run a command in an empty folder -> its exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamvideo", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-            sys.exit(0)
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return command
 
 
 @pytest.fixture

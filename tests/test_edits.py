@@ -19,7 +19,7 @@ from test_flow import texture
 from torch import Tensor
 
 import dreamvideo as dv
-from dreamvideo import bases, bundled, catalogue, cli, config, editing, edits, features, flow, media, recipe
+from dreamvideo import bases, bundled, catalogue, config, editing, edits, features, flow, media, recipe
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import generator
 from dreamvideo.edits import clip, judge, unwrapping
@@ -445,21 +445,8 @@ def test_a_video_says_what_made_it_and_is_made_again(filmed: Path, tmp_path: Pat
         dv.regenerate(tmp_path / "edit.mp4.json")
 
 
-def test_the_command(
-    filmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    (tmp_path / "small.toml").write_text("")
+def test_the_command(filmed: Path, tmp_path: Path, run: Any) -> None:
     config.write_toml(tmp_path / "small.toml", SETTINGS[0])
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamvideo", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-            sys.exit(0)
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
     common = ["edit", filmed, "a frog crossing", "--base", "tiny", "--recipe", "small.toml"]
     code, out, err = run(*common, "--out", "made/x.gif", "--set", "edit.steps=2", "--json")
     assert code == 0, err

@@ -1,8 +1,6 @@
 """Video-P2P: alignment, control of attention, null-text inversion, the edit whole and what it keeps."""
 
 import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from test_edits import ended
 from torch import Tensor
 
 import dreamvideo as dv
-from dreamvideo import bases, cli, config, editing, media, recipe
+from dreamvideo import bases, config, editing, media, recipe
 from dreamvideo.adapters.attention import Change
 from dreamvideo.adapters.file import load
 from dreamvideo.bases.base import VideoBase
@@ -313,21 +311,7 @@ def test_the_defaults_are_the_papers(base: VideoBase) -> None:
     assert config.plain(resolved.clip) == {"frames": 8, "height": 512, "width": 512, "fps": base.defaults.fps}
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Iterator[Any]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dreamvideo", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-            sys.exit(0)
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
-def test_the_command(command: Any, task: Task, tmp_path: Path) -> None:
+def test_the_command(run: Any, task: Task, tmp_path: Path) -> None:
     frames = (task.frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
     media.write_video(tmp_path / "cat.mp4", frames, fps=8)
     config.write_toml(tmp_path / "small.toml", {"edit": config.plain(SMALL)})
@@ -342,14 +326,12 @@ def test_the_command(command: Any, task: Task, tmp_path: Path) -> None:
         "--recipe",
         "small.toml",
     ]
-    code, _, error = command(
-        *common, "--base", "tiny-inflated", "--set", "edit.word_weights.dog=2", "--out", "dog.webp"
-    )
+    code, _, error = run(*common, "--base", "tiny-inflated", "--set", "edit.word_weights.dog=2", "--out", "dog.webp")
     assert code == 0, error
     again = dv.regenerate("dog.webp.json")
     assert again.made["edit"]["word_weights"] == {"dog": 2}
     assert (again.frames == media.read_clip(tmp_path / "dog.webp", size=(16, 16)).frames).all()
-    code, _, error = command(*common, "--base", "tiny")
+    code, _, error = run(*common, "--base", "tiny")
     lines = [line for line in error.splitlines() if line.startswith("dreamvideo: ")]
     assert (code, len(lines)) == (2, 1) and "not tiny" in lines[0]
-    assert "video-p2p" in command("edits")[1]
+    assert "video-p2p" in run("edits")[1]
