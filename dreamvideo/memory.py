@@ -149,7 +149,7 @@ def room(device: torch.device) -> int:
 def _peak(base: VideoBase, run: Callable[[], None], parameters: Iterable[Tensor]) -> int:
     """Bytes alive at once while `run` runs, beside the base's weights and `parameters`; nothing is computed."""
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    frozen = [tensor for model in _models(base) for tensor in (*model.parameters(), *model.buffers())]
+    frozen = [tensor for model in base.parts.modules for tensor in (*model.parameters(), *model.buffers())]
     count = _Alive(fakes.from_tensor(tensor) for tensor in (*frozen, *parameters))
     with fakes, count:
         run()
@@ -185,15 +185,9 @@ class _Alive(TorchDispatchMode):
         self.now -= size
 
 
-def _models(base: VideoBase) -> list[nn.Module]:
-    parts = base.parts
-    models = (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder)
-    return [model for model in models if model is not None]
-
-
 def _weights(base: VideoBase, without: Sequence[nn.Module | None]) -> int:
     """Bytes of the base's parts."""
-    models = [model for model in _models(base) if not any(model is other for other in without)]
+    models = [model for model in base.parts.modules if not any(model is other for other in without)]
     return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
 
 
