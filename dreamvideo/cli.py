@@ -176,6 +176,9 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
     sampler: Sampler = Sampler.ddim,
+    reuse: Annotated[
+        int, typer.Option(help="Compute the deep levels at every n-th step only: faster, not the same video.")
+    ] = 1,
     frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -197,7 +200,7 @@ def generate(
     else:
         config = sample.SampleConfig(
             frames=frames, height=height, width=width, fps=fps, steps=steps, guidance=guidance, sampler=sampler.value,
-            negative=negative,
+            negative=negative, reuse=reuse,
         )  # fmt: skip
         loaded = _base(base, dtype, device, image_encoder)
         parts = [weighted(text) for text in (*subject, *motion)]

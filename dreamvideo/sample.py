@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from dreamvideo.adapters.attention import Change
+from dreamvideo.adapters.attention import Change, Kept
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.ports import Reach
 from dreamvideo.adapters.weight import Weight
@@ -63,11 +63,14 @@ class SampleConfig:
     """`ddim`, or `dpm++` or `unipc`, made for fewer steps."""
     negative: str = ""
     """Prompt of the unconditional branch."""
+    reuse: int = 1
+    """At every which step the denoiser's deep levels are computed; between, what they said last is reused (DeepCache).
+    Faster and not the same video; 1: at all."""
 
     def __post_init__(self) -> None:
         if self.sampler not in _SAMPLERS:
             raise BadInput(f"--sampler {self.sampler}: one of {', '.join(_SAMPLERS)}")
-        for name in ("frames", "steps", "fps"):
+        for name in ("frames", "steps", "fps", "reuse"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"--{name} {value}: at least 1")
@@ -138,6 +141,8 @@ def generate(
     """
     check_base(base, (concept for concept, _ in composition.concepts))
     config = config.filled(base.defaults)
+    if controller is not None and config.reuse > 1:
+        raise BadInput(f"--reuse {config.reuse}: attention is watched in all steps or in none")
     if noise is None:
         shape = (1, *base.latent_shape(config.frames, config.height, config.width))
         noise = offset_noise(shape, composition.noise_offset, generator(seed, "noise"))
@@ -193,15 +198,21 @@ def denoise(
 
     with all branches in one batch, the unconditional ones first. `config` is filled; `concepts` are attached.
     """
-    scheduler, steps = schedule(base, config), config.steps
+    scheduler, steps, echo = schedule(base, config), config.steps, base.echo(config.reuse)
+    told: tuple[Tensor | None, Kept] = None, {}
     for number, t in enumerate(scheduler.timesteps):
         for concept, weight in concepts:
             for adapters in concept.sets.values():
                 if not isinstance(adapters.kind, Word):  # A word is used by naming it, not by degree.
                     adapters.scale(weight.at(number / max(1, steps - 1)))
         text = texts(number, x)
+        if text is not told[0]:
+            told = text, {}
         branches = len(text) // len(x)
-        with base.controlled(controller and partial(controller.attention, number)):
+        with (
+            base.attending(controller and partial(controller.attention, number), told[1]),
+            echo.at(number),
+        ):
             prediction = base.predict(x.repeat(branches, 1, 1, 1, 1), t.expand(len(text)), text).float()
         if branches == 2:
             unconditional, conditional = prediction.chunk(2)

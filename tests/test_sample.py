@@ -212,6 +212,40 @@ def test_every_sampler_ends_near_the_others(unet3d: VideoBase, sampler: str):
     assert (made(sampler, 50) - reference).abs().mean() < 0.1 * reference.abs().mean()
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_deep_levels_say_again_what_they_said(base: VideoBase, every: int):
+    denoiser, calls = base.parts.denoiser, []
+    inner = denoiser.mid_block.resnets[0].register_forward_hook(lambda *_: calls.append("deep"))
+    outer = denoiser.down_blocks[0].resnets[0].register_forward_hook(lambda *_: calls.append("first"))
+
+    def made(reuse: int) -> torch.Tensor:
+        calls.clear()
+        config = SampleConfig(frames=2, steps=5, guidance=2.0, reuse=reuse)
+        return sample.generate(base, "a dog", Composition(), config, seed=0)
+
+    exact = made(1)
+    assert (calls.count("deep"), calls.count("first")) == (5, 5)
+    near = made(every)
+    assert (calls.count("deep"), calls.count("first")) == (-(-5 // every), 5)
+    assert 0 < (near - exact).abs().mean() < 0.2 * exact.abs().mean()
+    inner.remove()
+    outer.remove()
+    assert torch.equal(made(1), exact)
+
+
+def test_attention_is_not_watched_while_it_is_reused(unet3d: VideoBase):
+    class Watching(sample.Controller):
+        def attention(self, step: int, port: str, queries: int) -> None:
+            return None
+
+        def latents(self, step: int, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    config = SampleConfig(frames=2, steps=2, reuse=2)
+    with pytest.raises(BadInput, match="--reuse 2"):
+        sample.generate(unet3d, "a dog", Composition(), config, seed=0, controller=Watching())
+
+
 def test_seeds_make_the_noise_and_the_offset_is_in_it(unet3d: VideoBase):
     config = SampleConfig(frames=2, steps=1)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamvideo import bases
+from dreamvideo import bases, sample
 from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.delta import Delta
 from dreamvideo.adapters.graft import AdapterSet, Site
@@ -17,6 +17,8 @@ from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, ResnetBlock2D, close_ports
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import generator
+from dreamvideo.progress import Progress, driven
+from dreamvideo.sample import Composition, SampleConfig
 
 
 @pytest.fixture(params=sorted(bases.available().keys() - {"inflated", "videocrafter"}))
@@ -203,3 +205,58 @@ def test_autoencoding_in_slices_is_autoencoding(unet3d: VideoBase, coder: str):
     if coder == "encode_video":
         whole, alone = whole[0], [mean for mean, _ in alone]
     assert torch.allclose(whole, torch.cat(alone, dim=2), atol=1e-5)
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_text_becomes_keys_and_values_once_a_run_of_the_sampler(
+    base: VideoBase, frames: int, monkeypatch: pytest.MonkeyPatch
+):
+    config = SampleConfig(frames=frames, steps=3, guidance=2.0)
+
+    def video() -> Tensor:
+        return sample.generate(base, "a dog", Composition(), config, seed=0)
+
+    with watched(layers(base, "space", "attn2.to_[kv]")) as shapes:
+        ours = video()
+    assert len(shapes) == len(layers(base, "space", "attn2.to_[kv]"))
+    attending = base.attending
+    monkeypatch.setattr(base, "attending", lambda control, kept: attending(control))
+    assert torch.allclose(ours, video(), atol=1e-4)
+
+
+def test_keys_that_are_learned_are_computed_in_every_step(unet3d: VideoBase):
+    """Their weight may change with the step."""
+    sites = unet3d.linears("space", ["attn2.to_k"])
+    adapters = AdapterSet(LoRA(rank=2), sites[:1])
+    config = SampleConfig(frames=2, steps=3)
+    text, start = unet3d.encode_text(["", "a dog"]), noise(1, 4, 2, 4, 4)
+    work = sample.denoise(unet3d, start, lambda step, x: text, config.filled(unet3d.defaults))
+    with unet3d.attached(adapters), watched(layers(unet3d, "space", "attn2.to_k")) as shapes:
+        driven(work, _ignore)
+    assert len(shapes) == config.steps + len(sites) - 1
+
+
+def test_another_text_is_heard(unet3d: VideoBase):
+    """A text that changes on the way, as in null-text inversion, changes the video from there on."""
+    texts = [unet3d.encode_text(["", words]).detach() for words in ("a dog", "a cat")]
+    config = SampleConfig(frames=2, steps=4).filled(unet3d.defaults)
+
+    def video(*numbers: int) -> Tensor:
+        work = sample.denoise(unet3d, noise(1, 4, 2, 4, 4), lambda step, x: texts[numbers[step]], config)
+        return driven(work, _ignore)
+
+    assert not torch.allclose(video(0, 0, 1, 1), video(0, 0, 0, 0), atol=1e-6)
+    assert not torch.allclose(video(0, 0, 1, 1), video(1, 1, 1, 1), atol=1e-6)
+
+
+def test_equal_prompts_pass_the_text_encoder_once(unet3d: VideoBase):
+    prompts = ["a dog", "a cat", "a dog", "a dog"]
+    with watched([unet3d.parts.text_encoder.get_input_embeddings()]) as shapes:
+        states = unet3d.encode_text(prompts)
+    assert [shape[0] for shape in shapes] == [2]
+    for state, prompt in zip(states, prompts, strict=True):
+        assert torch.allclose(state, unet3d.encode_text([prompt])[0], atol=1e-6)

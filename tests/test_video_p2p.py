@@ -67,12 +67,12 @@ def test_attention_that_is_only_looked_at_says_the_same(family: str) -> None:
 
         return change
 
-    with base.controlled(look):
+    with base.attending(look):
         assert torch.allclose(said(base), before, atol=1e-5)
     assert set(seen) == {"attn1", "attn2"}
-    with base.controlled(lambda port, queries: None):
+    with base.attending(lambda port, queries: None):
         assert torch.equal(said(base), before)
-    with base.controlled(lambda port, queries: torch.zeros_like if port == "attn2" else None):
+    with base.attending(lambda port, queries: torch.zeros_like if port == "attn2" else None):
         assert not torch.allclose(said(base), before, atol=1e-3)
     assert torch.equal(said(base), before)
 

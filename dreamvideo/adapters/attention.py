@@ -1,16 +1,20 @@
-"""Attention whose probabilities are seen and changed on the way, as Prompt-to-Prompt does (Hertz et al. 2022).
+"""Attention of diffusers, restated where it is not to be computed as a whole.
+
+With its probabilities seen and changed on the way, as Prompt-to-Prompt does (Hertz et al. 2022),
 
     y = W_o change(softmax(Q K^T / sqrt(d))) V
 
-Only what is asked for is computed so: probabilities take much more room than attention that never holds them whole.
+where that is asked for: probabilities take much more room than attention that never holds them whole. And with keys and
+values of a text that were computed before.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-__all__ = ["Change", "Control", "attended"]
+__all__ = ["Change", "Control", "Kept", "attended", "recalled"]
 
 Change = Callable[[Tensor], Tensor]
 """Probabilities (N, heads, queries, keys) -> those to use in their place, of the same shape."""
@@ -18,6 +22,9 @@ Change = Callable[[Tensor], Tensor]
 Control = Callable[[str, int], Change | None]
 """Asked at every attention of a transformer block, by its port and its number of queries: what becomes of its
 probabilities? None: nothing, and they are not made."""
+
+Kept = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Attention -> keys and values (N, heads, keys, d) of a text that stays the same."""
 
 
 def attended(attention: Any, x: Tensor, text: Tensor | None, mask: Tensor | None, change: Change) -> Tensor:
@@ -33,6 +40,23 @@ def attended(attention: Any, x: Tensor, text: Tensor | None, mask: Tensor | None
     mask = attention.prepare_attention_mask(mask, seen.shape[1], len(x))
     probabilities = change(attention.get_attention_scores(query, key, mask).unflatten(0, (-1, attention.heads)))
     y = attention.batch_to_head_dim(probabilities.flatten(0, 1) @ value)
+    for layer in attention.to_out:
+        y = layer(y)
+    return y
+
+
+def recalled(attention: Any, x: Tensor, text: Tensor, kept: Kept) -> Tensor:
+    """`attention(x, text)` of a transformer block, with the text's keys and values from `kept`, or kept there.
+
+    x (N, queries, width), text (N, keys, D) -> (N, queries, width).
+    """
+
+    def heads(layer: nn.Module, tokens: Tensor) -> Tensor:
+        return layer(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+    if attention not in kept:
+        kept[attention] = heads(attention.to_k, text), heads(attention.to_v, text)
+    y = F.scaled_dot_product_attention(heads(attention.to_q, x), *kept[attention]).transpose(1, 2).flatten(2)
     for layer in attention.to_out:
         y = layer(y)
     return y

@@ -24,7 +24,7 @@ from diffusers.models.resnet import ResnetBlock2D as StockResnetBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dreamvideo.adapters.attention import Control, attended
+from dreamvideo.adapters.attention import Control, Kept, attended, recalled
 from dreamvideo.errors import Unsupported
 
 __all__ = [
@@ -72,6 +72,8 @@ class Givens:
         self.control: Control | None = None
         self.frames = 1
         """Of the current call: frames that follow each other in the batch of spatial layers and share one text."""
+        self.kept: Kept | None = None
+        """What the texts' keys and values were in calls before, while the texts stay the same."""
         self.rematerialise = False
 
     @contextmanager
@@ -211,12 +213,15 @@ class BasicTransformerBlock(StockTransformerBlock):
         change = None if control is None else control(port, x.shape[1])
         if change is not None:
             return attended(attention, x, text, mask, change)
-        if text is None or frames == 1:
-            return _unwatched(attention, x, text, mask, options)
+        if text is None:
+            return _within(attention, x, mask, options)
         # Queries do not meet each other: a sample's frames are one sequence, and need its text once.
         together = x.unflatten(0, (-1, frames)).flatten(1, 2)
         mask = None if mask is None else mask[::frames]
-        return _unwatched(attention, together, text[::frames], mask, options).view_as(x)
+        kept = self.givens.kept
+        if kept is None or mask is not None or not _stock(attention) or _learned(attention.to_k, attention.to_v):
+            return attention(together, text[::frames], mask, **options).view_as(x)
+        return recalled(attention, together, text[::frames], kept).view_as(x)
 
     def placed(self, x: Tensor) -> Tensor:
         return x if self.pos_embed is None else self.pos_embed(x)
@@ -233,17 +238,21 @@ class BasicTransformerBlock(StockTransformerBlock):
         return (0 if port == "attn2" and self.attn2 is None else self.dim), ()
 
 
-def _unwatched(
-    attention: Any, x: Tensor, text: Tensor | None, mask: Tensor | None, options: Mapping[str, Any]
-) -> Tensor:
-    """attention(x, text). The softmax over a single token is 1 whatever the query, so that one frame's attention over
-    time is its value; but what is learned on queries or keys is to get its gradient, a zero."""
-    stock = type(attention.processor) in (AttnProcessor, AttnProcessor2_0)
-    learned = any(GRAFTS in layer._modules for layer in (attention.to_q, attention.to_k))
-    if text is not None or x.shape[1] > 1 or mask is not None or not stock or learned:
-        return attention(x, text, mask, **options)
+def _within(attention: Any, x: Tensor, mask: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+    """attention(x). The softmax over a single token is 1 whatever the query, so that one frame's attention over time is
+    its value; but what is learned on queries or keys is to get its gradient, a zero."""
+    if x.shape[1] > 1 or mask is not None or not _stock(attention) or _learned(attention.to_q, attention.to_k):
+        return attention(x, None, mask, **options)
     out, dropout = attention.to_out
     return dropout(out(attention.to_v(x)))
+
+
+def _stock(attention: Any) -> bool:
+    return type(attention.processor) in (AttnProcessor, AttnProcessor2_0)
+
+
+def _learned(*layers: nn.Module) -> bool:
+    return any(GRAFTS in layer._modules for layer in layers)
 
 
 class ResnetBlock2D(StockResnetBlock):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from dreamvideo.adapters.attention import Control
+from dreamvideo.adapters.attention import Control, Kept
 from dreamvideo.adapters.graft import AdapterSet, Site, attach, detach
 from dreamvideo.adapters.layers import LAYERS, Embedding
 from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, Givens, Reach, ResnetBlock2D, open_ports
@@ -276,10 +276,9 @@ class VideoBase(ABC):
             self.detach(*lent)
 
     @final
-    @contextmanager
     def given(
         self, *, appearance: Tensor | None = None, strength: Tensor | float = 1.0, bypass_time: bool = False
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """What calls inside the block are given beside their inputs.
 
         Args:
@@ -292,8 +291,7 @@ class VideoBase(ABC):
         if appearance is not None:
             factor = torch.as_tensor(strength, dtype=appearance.dtype, device=appearance.device)
             condition = Condition(appearance, factor.reshape(-1, 1, 1))
-        with self.givens.using({"condition": condition, "bypass_time": bypass_time}):
-            yield
+        return self.givens.using({"condition": condition, "bypass_time": bypass_time})
 
     @final
     def reaching(self, reach: Reach) -> AbstractContextManager[None]:
@@ -307,9 +305,14 @@ class VideoBase(ABC):
         return self.givens.using({"reach": reach})
 
     @final
-    def controlled(self, control: Control | None) -> AbstractContextManager[None]:
-        """Inside the block `control` sees and changes the probabilities of attention; `given` leaves it as it is."""
-        return self.givens.using({"control": control})
+    def attending(self, control: Control | None, kept: Kept | None = None) -> AbstractContextManager[None]:
+        """Inside the block `control` changes the probabilities of attention, and `kept` holds the one text's values."""
+        return self.givens.using({"control": control, "kept": kept})
+
+    @final
+    def echo(self, every: int) -> modes.Echo:
+        """What reuses deep features from call to call, see `modes.Echo`."""
+        return modes.Echo(self.parts.denoiser, every)
 
     @final
     @contextmanager
@@ -324,9 +327,8 @@ class VideoBase(ABC):
             dropout: chance of dropout in convolutional blocks (transformer blocks have none).
             compile: compile the denoiser.
         """
-        blocks = self._places.blocks.values()
         with (
-            modes.learning(self.parts.denoiser, blocks, dropout=dropout, compile=compile),
+            modes.learning(self.parts.denoiser, self._places.blocks.values(), dropout=dropout, compile=compile),
             modes.waiting(*(part for part in (self.parts.vae, self.parts.image_encoder) if offload and part)),
             self.givens.using({"rematerialise": rematerialise}),
         ):
@@ -351,8 +353,10 @@ class VideoBase(ABC):
         Raises:
             BadInput: a prompt names a word that is not attached.
         """
-        ids = tokenize(self.parts.tokenizer, prompts, self._words, first=self._embedding.num_embeddings)
-        return self.encode_ids(ids.to(self.device))
+        unique = list(dict.fromkeys(prompts))  # A batch often says one thing.
+        ids = tokenize(self.parts.tokenizer, unique, self._words, first=self._embedding.num_embeddings).to(self.device)
+        states = dict(zip(unique, self.encode_ids(ids), strict=True))
+        return torch.stack([states[prompt] for prompt in prompts])
 
     @final
     def token_vectors(self, text: str) -> Tensor:

@@ -1,12 +1,14 @@
-"""How a frozen denoiser runs while something attached to it is learned, and while it is only looked at."""
+"""How a frozen denoiser runs while something attached to it is learned, while it is only looked at, and in a hurry."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["learning", "resting", "waiting"]
+__all__ = ["Echo", "learning", "resting", "waiting"]
 
 
 @contextmanager
@@ -55,3 +57,38 @@ def waiting(*models: nn.Module) -> Iterator[None]:
     finally:
         for model, place in zip(models, places, strict=True):
             model.to(place)
+
+
+class Echo:
+    """Deep features of a denoiser, reused (DeepCache; Ma, Fang, Wang, CVPR 2024).
+
+    They change little from one step of sampling to the next. The levels below the first, down, through the middle and
+    up again, are computed at every n-th step and else say again what they said last; the first level, with its skip
+    connections, is computed at every step.
+    """
+
+    def __init__(self, denoiser: Any, every: int) -> None:
+        self.every = every
+        self.blocks: list[Any] = [*denoiser.down_blocks[1:], denoiser.mid_block, *denoiser.up_blocks[:-1]]
+        self.said: dict[nn.Module, Any] = {}
+
+    @contextmanager
+    def at(self, step: int) -> Iterator[None]:
+        """For the call of that step, from 0."""
+        if self.every == 1:
+            yield
+            return
+        if step % self.every == 0:
+            self.said.clear()
+        for block in self.blocks:
+            block.forward = partial(self._say, block, block.forward)
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    def _say(self, block: nn.Module, forward: Any, *inputs: Any, **named: Any) -> Any:
+        if block not in self.said:
+            self.said[block] = forward(*inputs, **named)
+        return self.said[block]
