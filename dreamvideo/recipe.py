@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dreamvideo import config, methods
-from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.base import Compile, VideoBase
 from dreamvideo.concept import Concept
 from dreamvideo.data import DataConfig
 from dreamvideo.errors import BadConfig
@@ -48,8 +48,9 @@ class TrainConfig:
     """Keep no activations inside blocks and compute them again: less memory, about a third more time."""
     offload: bool = False
     """Autoencoder and image encoder wait in main memory once the examples are encoded; previews decode there."""
-    compile: bool = False
-    """Compile the denoiser; pays for itself in long runs on a GPU."""
+    compile: Compile = "none"
+    """What torch.compile is given: each transformer block, the denoiser, or the denoiser for CUDA graphs. It takes
+    minutes first: see docs/speed.md for when that pays."""
     save_every: Annotated[int, Field(ge=1)] = 200
     """Updates between states from which a run can go on, and between checkpoints."""
     preview_every: Annotated[int, Field(ge=0)] = 0

@@ -133,7 +133,7 @@ OPTIONS = {
     "--restart --set --steps",
     "generate": "--appearance --appearance-strength --base --count --device --dtype --fps --frames --from --guidance "
     "--height --image-encoder --inversion --inversion-strength --json --motion --negative --noise-offset --out "
-    "--sampler --seed --steps --subject --width",
+    "--reuse --sampler --seed --steps --subject --width",
     "edit": "--base --caption --device --dtype --json --keep --method --out --recipe --seed --set",
     "demo": "--base --device --dtype --out --steps",
     "convert": "--appearance-strength --caption --family --json --layers --name --out --placement --to --word",

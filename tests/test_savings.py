@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from dreamvideo.adapters.graft import AdapterSet, Site
 from dreamvideo.adapters.layers import LAYERS
 from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, ResnetBlock2D, close_ports
-from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.base import Compile, VideoBase
 from dreamvideo.diffusion import generator
 from dreamvideo.progress import Progress, driven
 from dreamvideo.sample import Composition, SampleConfig
@@ -260,3 +261,34 @@ def test_equal_prompts_pass_the_text_encoder_once(unet3d: VideoBase):
     assert [shape[0] for shape in shapes] == [2]
     for state, prompt in zip(states, prompts, strict=True):
         assert torch.allclose(state, unet3d.encode_text([prompt])[0], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("compile", ["blocks", "graphs"])
+def test_learning_compiled_is_learning(unet3d: VideoBase, compile: Compile, monkeypatch: pytest.MonkeyPatch):
+    """With what torch does before it makes kernels; those take minutes."""
+
+    def traced(module: nn.Module, **options: object) -> None:
+        calls.append(options["mode"])
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager", dynamic=False)
+
+    base, calls = unet3d, list[object]()
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    torch._dynamo.reset()
+    adapters = AdapterSet(LoRA(rank=2), base.linears("space", ["attn2.to_q"])).requires_grad_(True)
+    x, t, text = noise(1, 4, 2, 4, 4), torch.tensor([500]), noise(1, 77, 32, name="text")
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(base.predict(x, t, text).square().mean(), adapters.parameters()))
+
+    with base.attached(adapters):
+        plain = gradients()
+        with base.learning(compile=compile):
+            made = gradients()
+    assert max(gradient.abs().max() for gradient in plain) > 1e-5
+    assert len(calls) == (len(base._places.blocks) if compile == "blocks" else 1)
+    assert set(calls) == {"reduce-overhead" if compile == "graphs" else None}
+    for ours, theirs in zip(made, plain, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert all(module._compiled_call_impl is None for module in base.parts.denoiser.modules())
+    torch._dynamo.reset()

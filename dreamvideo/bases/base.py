@@ -16,13 +16,14 @@ from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, Givens, 
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases import modes
 from dreamvideo.bases.images import decode_frames, embed_images, encode_frames
+from dreamvideo.bases.modes import Compile
 from dreamvideo.bases.places import Places
 from dreamvideo.bases.records import Defaults, Origin, Parts, fingerprint
 from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import Process, process_of
 from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
-__all__ = ["DTYPES", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
+__all__ = ["DTYPES", "Compile", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -317,7 +318,7 @@ class VideoBase(ABC):
     @final
     @contextmanager
     def learning(
-        self, *, rematerialise: bool = False, offload: bool = False, dropout: float = 0.0, compile: bool = False
+        self, *, rematerialise: bool = False, offload: bool = False, dropout: float = 0.0, compile: Compile = "none"
     ) -> Iterator[None]:
         """How the frozen denoiser runs while something attached to it is learned.
 
@@ -325,10 +326,10 @@ class VideoBase(ABC):
             rematerialise: blocks keep no activations and compute them again in the backward pass.
             offload: autoencoder and image encoder wait in main memory, and compute there when asked.
             dropout: chance of dropout in convolutional blocks (transformer blocks have none).
-            compile: compile the denoiser.
+            compile: what torch.compile is given, see `modes.Compile`.
         """
         with (
-            modes.learning(self.parts.denoiser, self._places.blocks.values(), dropout=dropout, compile=compile),
+            modes.learning(self.parts.denoiser, [*self._places.blocks.values()], dropout=dropout, compile=compile),
             modes.waiting(*(part for part in (self.parts.vae, self.parts.image_encoder) if offload and part)),
             self.givens.using({"rematerialise": rematerialise}),
         ):

@@ -1,18 +1,22 @@
 """How a frozen denoiser runs while something attached to it is learned, while it is only looked at, and in a hurry."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-__all__ = ["Echo", "learning", "resting", "waiting"]
+__all__ = ["Compile", "Echo", "learning", "resting", "waiting"]
+
+
+Compile = Literal["none", "blocks", "whole", "graphs"]
+"""What torch.compile is given: each transformer block, or all of the denoiser; graphs: all of it, as CUDA graphs."""
 
 
 @contextmanager
-def learning(denoiser: nn.Module, blocks: Iterable[nn.Module], *, dropout: float, compile: bool) -> Iterator[None]:
+def learning(denoiser: nn.Module, blocks: Sequence[nn.Module], *, dropout: float, compile: Compile) -> Iterator[None]:
     """See `VideoBase.learning`; `blocks` are the transformer blocks, whose dropout stays off."""
     inside = {id(module) for block in blocks for module in block.modules()}
     layers = [m for m in denoiser.modules() if isinstance(m, nn.Dropout) and id(m) not in inside and dropout]
@@ -20,15 +24,30 @@ def learning(denoiser: nn.Module, blocks: Iterable[nn.Module], *, dropout: float
     for layer in layers:
         layer.p = dropout
         layer.train()
-    if compile:
-        denoiser.compile()
     try:
-        yield
+        with _compiled(blocks if compile == "blocks" else [denoiser], compile):
+            yield
     finally:
-        denoiser._compiled_call_impl = None  # What nn.Module.compile sets; it has no undoing of its own.
         for layer, p in zip(layers, before, strict=True):
             layer.p = p
             layer.eval()
+
+
+@contextmanager
+def _compiled(modules: Sequence[nn.Module], compile: Compile) -> Iterator[None]:
+    if compile == "none":
+        yield
+        return
+    for module in modules:
+        # Sizes stay as they are through a run: kernels for any size would be slower.
+        module.compile(dynamic=False, mode="reduce-overhead" if compile == "graphs" else None)
+    # Blocks share their code, and there are more of them than torch is ready to compile one code for.
+    try:
+        with torch._dynamo.config.patch(recompile_limit=max(8, 2 * len(modules))):
+            yield
+    finally:
+        for module in modules:
+            module._compiled_call_impl = None  # Set by nn.Module.compile, which has no undoing of its own.
 
 
 @contextmanager
