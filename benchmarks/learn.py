@@ -5,12 +5,18 @@ Both learn with the same draws from the same start on the same base, in turns: a
 one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart two plain runs
 end whose sums are taken in another order (`plain_apart`).
 
-    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--out FOLDER]
+`--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
+(`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
+`--compile` learns the motion again with compiled blocks, and with the whole denoiser compiled, and tells after how many
+updates that has paid for the compiling.
+
+    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile] [--out FOLDER]
 """
 
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -151,6 +157,40 @@ def compare(base: VideoBase, method: str, concept: Concept, updates: int) -> dic
     return found
 
 
+def counted(base: VideoBase, recipe: Recipe, concept: Concept) -> dict[str, float]:
+    """Operations in the products and convolutions of one plain update of each stage."""
+    found, numbers = {}, batches(recipe, concept, 1)
+    for name, side in plain_sides(base, recipe, concept).items():
+        with FlopCounterMode(display=False) as counter:
+            side.update(1, next(numbers))
+        found[name] = counter.get_total_flops()
+    return found
+
+
+def timed(base: VideoBase, method: str, concept: Concept, updates: int, how: str) -> list[float]:
+    """Seconds of every update of a method with one stage, compiled in that way; the first has all that is done once."""
+    wishes = {"steps": updates, "save_every": 10 * updates, "compile": how}
+    settings = {"train": wishes, "data": {"frames": base.defaults.frames}}
+    recipe = resolve(method, base, concept, recipe="paper", settings=[settings])
+    times = [common.clock(base.device)]
+    with TemporaryDirectory() as folder:
+        train.fit(recipe, base, concept, Path(folder), on_step=lambda _: times.append(common.clock(base.device)))
+    return [after - before for before, after in pairwise(times)]
+
+
+def compiled(base: VideoBase, method: str, concept: Concept, updates: int) -> dict[str, dict[str, float]]:
+    """Of every way to compile: seconds an update, those of compiling, and how many updates pay for it, if any do."""
+    first, *rest = timed(base, method, concept, updates, "none")
+    update = statistics.median(rest)
+    found = {"none": {"update": update}}
+    for how in ("blocks", "whole"):
+        slow, *fast = timed(base, method, concept, updates, how)
+        found[how] = {"update": statistics.median(fast), "compiling": slow - first}
+        gain = update - found[how]["update"]
+        found[how] |= {"pays_after": found[how]["compiling"] / gain} if gain > 0 else {}
+    return found
+
+
 def profiled(base: VideoBase, method: str, concept: Concept) -> dict[str, Any]:
     """Where the time of one of our updates goes, and how near it is to its matrix products alone."""
     settings = {"train": {"steps": 3, "save_every": 100}, "data": {"frames": base.defaults.frames}}
@@ -176,10 +216,12 @@ def profiled(base: VideoBase, method: str, concept: Concept) -> dict[str, Any]:
 
     with TemporaryDirectory() as folder:
         train.fit(recipe, base, concept, Path(folder), on_step=on_step)
-    rate = common.matrix_rate(base.device, base.dtype)
+    rate, plain = common.matrix_rate(base.device, base.dtype), counted(base, recipe, concept)
     return {
         stage: {
             "gflop": flops[stage] / 1e9,
+            "gflop_plain": plain[stage] / 1e9,
+            "ratio_gflop": plain[stage] / flops[stage],
             "floor": flops[stage] / rate,
             "of_floor": flops[stage] / rate / seconds[stage],
             "shares": _shares(trace),
@@ -203,6 +245,7 @@ def main() -> None:
     parser = common.options(__doc__, bases=("emojiworld", "mid"))
     parser.add_argument("--updates", type=int, default=8, help="of each stage; the first is left out")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {}
@@ -215,6 +258,8 @@ def main() -> None:
                     told = profiled(base, method, concept)
                     stages = {stage: {**values, **told[stage]} for stage, values in stages.items()}
                 results.setdefault(name, {}).update(stages)
+                if options.compile and method == "dreamvideo-motion":
+                    results.setdefault("compile", {})[name] = compiled(base, method, concept, options.updates)
     common.write(options.out, "learn", results, options.device)
 
 

@@ -27,6 +27,8 @@ APPROXIMATE: Mapping[str, tuple[str, SampleConfig]] = {
     "ddim, half the steps": ("auto", SampleConfig(steps=8)),
     "dpm++, half the steps": ("auto", SampleConfig(steps=8, sampler="dpm++")),
     "unipc, half the steps": ("auto", SampleConfig(steps=8, sampler="unipc")),
+    "deep levels at every 2nd step": ("auto", SampleConfig(reuse=2)),
+    "deep levels at every 3rd step": ("auto", SampleConfig(reuse=3)),
     "bf16": ("bf16", SampleConfig()),
 }
 """Name -> precision of the base, and how it is sampled."""

@@ -27,13 +27,17 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "stage_ratio": "ratio of stages",
         "apart": "ours from plain",
         "plain_apart": "plain from plain",
-        "of_floor": "part that is the floor",
     },
+    "profile": {"gflop": "GFLOP, ours", "gflop_plain": "GFLOP, plain", "ratio_gflop": "ratio", "floor": "floor, s",
+                "of_floor": "floor as part of our time"},
+    "compile": {"update": "update, s", "compiling": "compiling, s", "pays_after": "pays after, updates"},
     "memory": {"frozen": "frozen", "learned": "learned", "passing": "passing", "estimate": "estimate",
                "measured": "measured"},
 }  # fmt: skip
 TITLES = {
     "learn": "Learning: seconds an update, and a stage of the paper's length",
+    "profile": "Where an update's time goes",
+    "compile": "Compiling, while a motion is learned",
     "sample": "Sampling",
     "approximate": "Options that approximate, on EmojiWorld",
     "memory": "Memory while a motion is learned, MiB",
@@ -53,7 +57,7 @@ def table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], u
 def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
     """The tables of one file."""
     results = dict(results)
-    approximate = results.pop("approximate", None)
+    approximate, compiled = (results.pop(name, None) for name in ("approximate", "compile"))
     for base, rows in results.items():
         yield from ("", f"**{base}**", "")
         if kind == "sample":
@@ -65,6 +69,16 @@ def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
             yield f"![](speed/{place}-{base}.png)"
         else:
             yield from table(rows, COLUMNS[kind], 2**20 if kind == "memory" else 1.0)
+    profiled = {f"{base}, {stage}": row for base, rows in results.items() for stage, row in rows.items()
+                if kind == "learn" and "shares" in row}  # fmt: skip
+    if profiled:
+        shares = {name: row["shares"] for name, row in profiled.items()}
+        yield from ("", f"## {TITLES['profile']}", "", *table(profiled, COLUMNS["profile"]), "")
+        yield from table(shares, {key: key for row in shares.values() for key in row})
+    if compiled is not None:
+        yield from ("", f"## {TITLES['compile']}")
+        for base, rows in compiled.items():
+            yield from ("", f"**{base}**", "", *table(rows, COLUMNS["compile"]))
     if approximate is not None:
         yield from ("", f"## {TITLES['approximate']}", "")
         yield from table(approximate, {key: key for key in next(iter(approximate.values()))})
