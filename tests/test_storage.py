@@ -84,6 +84,14 @@ def gradients(base: VideoBase, adapters: AdapterSet, *, rematerialise: bool = Fa
     return torch.cat([gradient.flatten() for gradient in of])
 
 
+def restore(base: VideoBase) -> None:
+    """Give a stored base its restored weights for its own."""
+    for module in base.parts.denoiser.modules():
+        if SCALE in module._buffers:
+            module.weight = nn.Parameter(parameter(module, "weight"), requires_grad=False)
+            del module.weight_scale
+
+
 # -- a layer ----------------------------------------------------------------------------------------------------------
 
 
@@ -182,12 +190,23 @@ def test_what_is_learned_gets_nearly_the_same_gradient(base: VideoBase, kind: st
     ours = gradients(base, adapters)
     assert 0 < apart(ours, exact) < TEACHES[form] * HARSH.get(base.family, 1)
     assert apart(gradients(base, adapters, rematerialise=True), ours) < 1e-4
-    # To rounding it is the gradient of a base that has the restored weights for its own.
-    for module in base.parts.denoiser.modules():
-        if SCALE in module._buffers:
-            module.weight = nn.Parameter(parameter(module, "weight"), requires_grad=False)
-            del module.weight_scale
+    restore(base)
     assert apart(gradients(base, adapters), ours) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["lora", "delta"])
+def test_accelerators_precision_is_computed_in(unet3d: VideoBase, kind: str, form: str, tmp_path: Path):
+    """bf16 beside float32 adapters, under autocast, as on an accelerator."""
+    unet3d.save(tmp_path / "base")
+    base = bases.load(str(tmp_path / "base"), dtype="bf16")
+    adapters = learnable(base, kind)
+    base.store(form)
+    assert (base.precision, base.dtype) == (form, torch.bfloat16)
+    with base.autocast():
+        ours = gradients(base, adapters)
+        restore(base)
+        exact = gradients(base, adapters)
+    assert ours.isfinite().all() and apart(ours, exact) < 0.05
 
 
 def kept(base: VideoBase, adapters: AdapterSet) -> int:
