@@ -30,6 +30,8 @@ APPROXIMATE: Mapping[str, tuple[str, SampleConfig]] = {
     "deep levels at every 2nd step": ("auto", SampleConfig(reuse=2)),
     "deep levels at every 3rd step": ("auto", SampleConfig(reuse=3)),
     "bf16": ("bf16", SampleConfig()),
+    "int8 storage": ("int8", SampleConfig()),
+    "fp8 storage": ("fp8", SampleConfig()),
 }
 """Name -> precision of the base, and how it is sampled."""
 SCORES = ("CLIP-T", "Temporal consistency")
@@ -79,9 +81,11 @@ def compare(base: VideoBase, rounds: int) -> dict[str, Any]:
 def approximate(device: str) -> dict[str, Any]:
     """Every option that approximates: its speed as a ratio, and what it changes."""
     chosen = [metric for metric in metrics.for_base("emojiworld") if metric.name in SCORES]
-    bases = {dtype: api.load_base("emojiworld", dtype=dtype, device=device) for dtype in ("auto", "bf16")}
+    options = {"exact": ("auto", SampleConfig()), **APPROXIMATE}
+    named = {dtype for dtype, _ in options.values()}
+    bases = {dtype: api.load_base("emojiworld", dtype=dtype, device=device) for dtype in named}
     table, exact = {}, []
-    for name, (dtype, config) in {"exact": ("auto", SampleConfig()), **APPROXIMATE}.items():
+    for name, (dtype, config) in options.items():
         base, videos, seconds = bases[dtype], [], []
         for seed, prompt in enumerate(PROMPTS):
             begun = common.clock(base.device)

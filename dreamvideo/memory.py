@@ -188,7 +188,8 @@ class _Alive(TorchDispatchMode):
 def _weights(base: VideoBase, without: Sequence[nn.Module | None]) -> int:
     """Bytes of the base's parts."""
     models = [model for model in base.parts.modules if not any(model is other for other in without)]
-    return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    # Scales of stored weights are buffers.
+    return sum(t.numel() * t.element_size() for model in models for t in (*model.parameters(), *model.buffers()))
 
 
 def _gib(size: int) -> str:

@@ -11,7 +11,13 @@ Base = Annotated[str, typer.Option(help="A base's name, its folder in diffusers'
 ImageEncoder = Annotated[
     str | None, typer.Option(help="Folder or hub id of a CLIP image encoder, for appearance guidance.")
 ]
-Dtype = Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16; auto is fp32 on a CPU, else bf16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Of the frozen weights: fp32, bf16, fp16; auto is fp32 on a CPU, else bf16; int8 and fp8 compute as auto "
+        "does and keep most of the denoiser's weights in 8 bits, which approximates them."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes the accelerator where there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of sentences.")]
 

@@ -47,14 +47,15 @@ ARROWS = {
     "adapters.file": "adapters.*",
     "adapters": "",
     "adapters.ports": "adapters.attention",
+    "adapters.layers": "adapters.ports adapters.storage",
     "adapters.*": "adapters.graft adapters.ports",
     # row 1: what is learned on, and from
     "concept": "media",
     "describe": "concept media",
-    "bases": "bases.base bundled config hub",
+    "bases": "adapters.storage bases.base bundled config hub",
     "bases.base": "adapters.attention adapters.graft adapters.layers adapters.ports adapters.words bases.images "
     "bases.modes bases.places bases.records bases.text diffusion",
-    "bases.places": "adapters.graft adapters.layers adapters.ports",
+    "bases.places": "adapters.graft adapters.layers adapters.ports adapters.storage",
     "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
     "bases.*": "adapters.attention adapters.ports bases.base bases.images bases.parts",
     # row 2: how

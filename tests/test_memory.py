@@ -61,7 +61,8 @@ def test_what_saves_memory_is_seen_to(unet3d: VideoBase, motion_concept: Concept
     plain, sparing = need_of(unet3d, motion_concept), need_of(unet3d, motion_concept, rematerialise=True, offload=True)
     assert sparing.passing < 0.8 * plain.passing
     parts = unet3d.parts
-    aside = sum(4 * p.numel() for part in (parts.vae, parts.image_encoder) for p in part.parameters())
+    tensors = [t for part in (parts.vae, parts.image_encoder) for t in (*part.parameters(), *part.buffers())]
+    aside = sum(t.numel() * t.element_size() for t in tensors)
     assert plain.frozen - sparing.frozen == aside
     assert need_of(unet3d, motion_concept, batch=4).passing > 3 * plain.passing
 

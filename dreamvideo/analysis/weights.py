@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.graft import Axis, Site
+from dreamvideo.adapters.storage import parameter
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.errors import BadInput
 from dreamvideo.files import whole
@@ -70,7 +71,7 @@ def changes(base: VideoBase, concept: ConceptFile) -> list[Change]:
         raise BadInput(f"{concept.meta.name}: {concept.meta.method} changes no weight of the base ({kinds})")
     found = []
     for site, change in sums.values():
-        own = base.locate(site).get_parameter(site.parameter).detach().float().cpu()
+        own = parameter(base.locate(site), site.parameter).detach().float().cpu()
         if (size := torch.linalg.vector_norm(own)) > 0:
             rate = torch.linalg.vector_norm(change.float().cpu()) / size
             found.append(Change(f"{site.path}.{site.parameter}", site.axis, _category(site), float(rate)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dreamvideo.adapters.storage import FORMATS
 from dreamvideo.bases.base import DTYPES, Defaults, Origin, VideoBase
 from dreamvideo.bundled import bundled, card
 from dreamvideo.config import build
@@ -42,7 +43,8 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
         reference: `emojiworld` or another bundled base, `tiny`, a folder, or `owner/name`. Two of these joined by a +
             are one base in two places: Stable Diffusion and the motion modules that are put into it, or a model with
             VideoCrafter2's text encoder and the folder of its checkpoint.
-        dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, else bf16.
+        dtype: `fp32`, `bf16`, `fp16`, or `auto`: fp32 on a CPU, else bf16. `int8` and `fp8` compute as `auto` does and
+            keep the weights of the denoiser's blocks in 8 bits, which approximates them.
         device: where its parts go.
         image_encoder: folder or hub id of a CLIP vision model with projection, for appearance guidance.
 
@@ -50,13 +52,25 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
         BadInput: nothing of that name, a folder of another layout, or two that do not belong together.
         MissingWeights: a hub id that is not on this machine and cannot be fetched.
     """
-    for family in available().values():
-        if reference == family.tiny_name:
-            return family.tiny(0).to(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise BadInput(f"--dtype {dtype}: one of auto, {', '.join(DTYPES)}")
+    if dtype not in (*DTYPES, *FORMATS, "auto"):
+        raise BadInput(f"--dtype {dtype}: one of auto, {', '.join((*DTYPES, *FORMATS))}")
     if dtype == "fp16" and device == "cpu":
         raise BadInput("--dtype fp16: a CPU cannot compute in it; use fp32 or bf16")
+    tiny = {family.tiny_name: family for family in available().values()}
+    if reference in tiny:
+        base = tiny[reference].tiny(0)
+    else:
+        # What is stored in 8 bits goes to the device in 8 bits: it may have no room for more.
+        place = "cpu" if dtype in FORMATS else device
+        computing = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16)
+        base = _read(reference, dtype=computing, device=place, image_encoder=image_encoder)
+    if dtype in FORMATS:
+        base.store(dtype)
+    return base.to(device)
+
+
+def _read(reference: str, *, dtype: torch.dtype, device: str, image_encoder: str | None) -> VideoBase:
+    """The base that lies in a folder, or in two."""
     places = _places(reference)
     folder, addition = _folder(places[0]), _folder(places[1]) if len(places) == 2 else None
     family, says = _family(reference, folder, addition), card(folder)
@@ -72,7 +86,7 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
         str(folder),
         addition=None if addition is None else str(addition),
         origin=origin,
-        dtype=DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16),
+        dtype=dtype,
         device=device,
         image_encoder=None if image_encoder is None else str(_folder(image_encoder)),
     )

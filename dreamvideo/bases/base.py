@@ -18,14 +18,12 @@ from dreamvideo.bases import modes
 from dreamvideo.bases.images import decode_frames, embed_images, encode_frames
 from dreamvideo.bases.modes import Compile
 from dreamvideo.bases.places import Places
-from dreamvideo.bases.records import Defaults, Origin, Parts, fingerprint
+from dreamvideo.bases.records import DTYPES, Defaults, Origin, Parts, fingerprint
 from dreamvideo.bases.text import tokenize
 from dreamvideo.diffusion import Process, process_of
 from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
 __all__ = ["DTYPES", "Compile", "Defaults", "Origin", "Parts", "VideoBase", "fingerprint"]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class VideoBase(ABC):
@@ -168,14 +166,23 @@ class VideoBase(ABC):
     @final
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights."""
+        """In which it computes: that of the frozen weights, but for those that are stored in 8 bits."""
         return next(self.parts.denoiser.parameters()).dtype
 
     @final
     @property
     def precision(self) -> str:
-        """`dtype` as it is written in options: fp32, bf16 or fp16."""
-        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        """Of the frozen weights, as it is written in options: int8 or fp8 where they are stored so, else `dtype`."""
+        return self._places.storage or next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
+    @final
+    def store(self, form: str) -> None:
+        """Keep the weights of the denoiser's blocks in 8 bits from now on, in one of `adapters.storage.FORMATS`.
+
+        Raises:
+            Unsupported: they are stored already.
+        """
+        self._places.store(form)
 
     @final
     def to(self, device: torch.device | str) -> "VideoBase":
@@ -186,19 +193,14 @@ class VideoBase(ABC):
 
     @final
     def save(self, folder: str | Path) -> None:
-        """Write all parts in diffusers' layout, as `load` and stock pipelines read them. Detach everything first."""
-        folder, parts = Path(folder), self.parts
-        places = {
-            "unet": parts.denoiser,
-            "vae": parts.vae,
-            "text_encoder": parts.text_encoder,
-            "tokenizer": parts.tokenizer,
-            "scheduler": parts.scheduler,
-            "image_encoder": parts.image_encoder,
-        }
-        for name, part in places.items():
-            if part is not None:
-                part.save_pretrained(folder / name)
+        """Write all parts in diffusers' layout, as `load` and stock pipelines read them. Detach everything first.
+
+        Raises:
+            Unsupported: weights are stored in 8 bits, from which the base's own cannot be had back.
+        """
+        if self._places.storage is not None:
+            raise Unsupported(f"base {self.name} is stored as {self.precision}: load it in another --dtype to save it")
+        self.parts.save(Path(folder))
         self.pipeline().save_config(folder)
 
     @final

@@ -6,14 +6,18 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from dreamvideo.adapters.graft import Axis, Site
-from dreamvideo.adapters.layers import LAYERS
+from dreamvideo.adapters.layers import LAYERS, STORED
 from dreamvideo.adapters.ports import BasicTransformerBlock
+from dreamvideo.adapters.storage import FORMATS, store
 from dreamvideo.errors import BadFile, Unsupported
 
 __all__ = ["TOKENS", "Places"]
 
 TOKENS = "tokens"
 """The path of the token embedding's site; its real path differs between versions of transformers."""
+
+_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+"""Where nearly all of a denoiser's weights are; what stands before and behind them is small and meets the noise."""
 
 
 class Places:
@@ -44,6 +48,7 @@ class Places:
             if isinstance(module, time_modules) and path and path not in self.blocks
         ]
         self.time_paths = (*time_paths, *in_time)
+        self.storage: str | None = None
         self._modules: dict[str, nn.Module] = {TOKENS: embedding, **self.blocks, **self.layers}
 
     def axis(self, path: str) -> Axis:
@@ -123,6 +128,15 @@ class Places:
         if not found:
             raise Unsupported(f"base {self.name} has no {axis} parameters named {' or '.join(patterns)}")
         return found
+
+    def store(self, form: str) -> None:
+        """See `VideoBase.store`."""
+        if self.storage is not None:
+            raise Unsupported(f"base {self.name} is stored as {self.storage} already")
+        for path, layer in self.layers.items():
+            if path.startswith(_BLOCKS) and isinstance(layer, STORED):
+                store(layer, FORMATS[form])
+        self.storage = form
 
     def _layer_site(self, path: str, port: str) -> Site:
         width, shape = self.layers[path].measure(port)  # type: ignore[operator]

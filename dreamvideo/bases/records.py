@@ -1,11 +1,16 @@
 """What a base is made of, and what it says of itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["Defaults", "Origin", "Parts", "fingerprint"]
+__all__ = ["DTYPES", "Defaults", "Origin", "Parts", "fingerprint"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Name in options -> what the frozen weights are, and compute in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,13 @@ class Parts:
     def factor(self) -> int:
         """Pixels to a latent, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def save(self, folder: Path) -> None:
+        """Write each part into its own folder, as diffusers lays them out."""
+        places = {**self.stock, "image_encoder": self.image_encoder}
+        for name, part in places.items():
+            if part is not None:
+                part.save_pretrained(folder / name)
 
 
 def fingerprint(model: nn.Module) -> tuple[float, ...]:

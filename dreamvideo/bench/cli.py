@@ -36,7 +36,7 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Processes; each computes with one thread.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="In a Ray cluster: at RAY_ADDRESS, or a new one here.")] = False,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16, auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the frozen weights: fp32, bf16, fp16, int8, fp8, auto.")] = "auto",
     json: Json = False,
 ) -> None:
     """Make what is missing of a suite: learn its concepts, make its videos, measure them."""
