@@ -17,6 +17,7 @@ from dreamvideo.adapters.ports import Reach
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import Defaults, VideoBase
+from dreamvideo.bases.modes import waiting
 from dreamvideo.diffusion import generator, offset_noise
 from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.progress import Progress, driven
@@ -28,6 +29,7 @@ __all__ = [
     "Inversion",
     "SampleConfig",
     "Texts",
+    "Thrift",
     "check_base",
     "denoise",
     "generate",
@@ -112,6 +114,16 @@ class Composition:
     """Skip the layers that mix frames where there is one frame."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thrift:
+    """How memory is saved while a video is sampled. The video is the same, to rounding."""
+
+    offload: bool = False
+    """All parts but the denoiser wait in main memory while it runs."""
+    apart: bool = False
+    """The branches of the guidance run one after another. With a `Controller`, which sees all of them, they do not."""
+
+
 def generate(
     base: VideoBase,
     prompt: str,
@@ -121,6 +133,7 @@ def generate(
     seed: int,
     noise: Tensor | None = None,
     controller: "Controller | None" = None,
+    thrift: Thrift = Thrift(),
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Tensor:
     """Sample the latents (1, C, F, h, w) of one video; `base.decode` makes pixels of them.
@@ -129,6 +142,7 @@ def generate(
         seed: makes the noise.
         noise: start from this instead, (1, C, F, h, w).
         controller: acts on the video and on what its attention sees.
+        thrift: how memory is saved.
         on_step: told the step done and the number of steps.
 
     Raises:
@@ -153,7 +167,12 @@ def generate(
         branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
         stack.enter_context(_guided(base, composition, len(branches)))
         text = base.encode_text(branches)
-        work = denoise(base, x, lambda step, x: text, config, concepts=composition.concepts, controller=controller)
+        if thrift.offload:
+            stack.enter_context(waiting(*(part for part in base.parts.modules if part is not base.parts.denoiser)))
+        work = denoise(
+            base, x, lambda step, x: text, config,
+            concepts=composition.concepts, controller=controller, apart=thrift.apart,
+        )  # fmt: skip
         return driven(work, lambda progress: on_step(progress.step, progress.steps))
 
 
@@ -186,12 +205,14 @@ def denoise(
     *,
     concepts: Sequence[tuple[ConceptFile, Weight]] = (),
     controller: Controller | None = None,
+    apart: bool = False,
 ) -> Generator[Progress, None, Tensor]:
     """Denoise videos (B, C, F, h, w) side by side, step by step, and return them.
 
         eps = eps_u + guidance (eps_c - eps_u)
 
-    with all branches in one batch, the unconditional ones first. `config` is filled; `concepts` are attached.
+    with all branches in one batch, the unconditional ones first, or `apart`, see `Thrift`. `config` is filled;
+    `concepts` are attached.
     """
     scheduler, steps = schedule(base, config), config.steps
     for number, t in enumerate(scheduler.timesteps):
@@ -202,7 +223,7 @@ def denoise(
         text = texts(number, x)
         branches = len(text) // len(x)
         with base.controlled(controller and partial(controller.attention, number)):
-            prediction = base.predict(x.repeat(branches, 1, 1, 1, 1), t.expand(len(text)), text).float()
+            prediction = _predicted(base, x, t, text, apart=apart and controller is None)
         if branches == 2:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + config.guidance * (conditional - unconditional)
@@ -211,6 +232,19 @@ def denoise(
             x = controller.latents(number, x)
         yield Progress("sampling", number + 1, steps)
     return x
+
+
+def _predicted(base: VideoBase, x: Tensor, t: Tensor, text: Tensor, *, apart: bool) -> Tensor:
+    """What the denoiser says of videos (B, C, F, h, w) with the texts of all their branches -> one prediction for each
+    text, float32."""
+    if not apart:
+        return base.predict(x.repeat(len(text) // len(x), 1, 1, 1, 1), t.expand(len(text)), text).float()
+    said = []
+    for first in range(0, len(text), len(x)):
+        rows = slice(first, first + len(x))
+        with base.givens.rows(rows):
+            said.append(base.predict(x, t.expand(len(x)), text[rows]).float())
+    return torch.cat(said)
 
 
 def schedule(base: VideoBase, config: SampleConfig) -> Any:
