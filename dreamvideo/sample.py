@@ -159,16 +159,16 @@ def generate(
     with torch.no_grad(), ExitStack() as stack, base.autocast(), base.reaching(reach):
         for concept, _ in composition.concepts:
             stack.enter_context(base.attached(*concept.sets.values()))
+        branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
+        text, empty = base.encode_text(branches), composition.inversion and base.encode_text([""])
+        if thrift.offload:
+            stack.enter_context(waiting(*(part for part in base.parts.modules if part is not base.parts.denoiser)))
         x = noise.to(base.device, torch.float32)
         if composition.inversion is not None and composition.inversion.strength > 0:
             s = composition.inversion.strength
-            inverted = invert(base, composition.inversion.latents.to(x), steps=config.steps)
+            inverted = invert(base, composition.inversion.latents.to(x), empty, steps=config.steps)
             x = s**0.5 * inverted + (1 - s) ** 0.5 * x
-        branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
         stack.enter_context(_guided(base, composition, len(branches)))
-        text = base.encode_text(branches)
-        if thrift.offload:
-            stack.enter_context(waiting(*(part for part in base.parts.modules if part is not base.parts.denoiser)))
         work = denoise(
             base, x, lambda step, x: text, config,
             concepts=composition.concepts, controller=controller, apart=thrift.apart,
@@ -276,16 +276,16 @@ def _guided(base: VideoBase, composition: Composition, branches: int):
 
 
 @torch.no_grad()
-def invert(base: VideoBase, latents: Tensor, *, steps: int) -> Tensor:
-    """DDIM inversion (official code): t = 0, s, 2s, ..., empty prompt, no guidance, no appearance.
+def invert(base: VideoBase, latents: Tensor, text: Tensor, *, steps: int) -> Tensor:
+    """DDIM inversion (official code, of the empty prompt's text): t = 0, s, 2s, ..., no guidance, no appearance.
 
         x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next) eps
 
-    with abar_next = 0 at the end, where the result is pure eps. (B, C, F, h, w) -> the same shape.
+    with abar_next = 0 at the end, where the result is pure eps. Latents (B, C, F, h, w) of text states (1, L, D) ->
+    the same shape as the latents.
     """
     process, stride = base.process, base.process.steps // steps
-    text = base.encode_text([""]).expand(len(latents), -1, -1)
-    x = latents
+    text, x = text.expand(len(latents), -1, -1), latents
     with base.given():
         for t in range(0, process.steps, stride):
             now = torch.full((len(x),), t, device=x.device)

@@ -205,3 +205,16 @@ def test_video_that_will_not_fit_is_refused_before_anything_is_done(
     assert run(*words, "--preset", "6gb")[0] == 2
     assert run(*words)[0] == 0
     assert run("generate", "--from", "dog.gif.json", "--preset", "8gb", "--out", "again.gif")[0] == 0
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(64, 8), (256, 2), (512, 1)])
+def test_the_larger_frames_are_the_fewer_pass_the_autoencoder_at_once(
+    unet3d: VideoBase, side: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    vae, seen = unet3d.parts.vae, []
+    for name in ("encode", "decode"):
+        watched = getattr(vae, name)
+        monkeypatch.setattr(vae, name, lambda part, watched=watched: seen.append(len(part)) or watched(part))
+    mean, _ = unet3d.encode_video(torch.zeros(1, 3, at_once + 1, side, side))
+    unet3d.decode(mean)
+    assert seen == [at_once, 1] * 2

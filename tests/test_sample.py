@@ -253,7 +253,7 @@ def test_inversion_is_the_official_formula(unet3d: VideoBase):
             eps = base.predict(x.float(), torch.tensor([t]), base.encode_text([""])).double()
             clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
             x = abar[t + 20].sqrt() * clean + (1 - abar[t + 20]).sqrt() * eps
-    ours = sample.invert(base, latents, steps=50)
+    ours = sample.invert(base, latents, base.encode_text([""]), steps=50)
     assert torch.allclose(ours.double(), x, atol=1e-3)
     assert torch.allclose(ours.double(), eps, atol=1e-3)
 
