@@ -1,14 +1,16 @@
-"""Peak memory of learning with every preset: what the preflight says, and what was measured.
+"""Peak memory of learning and of sampling with every preset: what the preflight says, and what was measured.
 
     python benchmarks/memory.py [--base emojiworld mid] [--out FOLDER]
 
-Every preset learns the motion in a process of its own, for two updates. Measured is what CUDA's allocator held at most,
-or on a CPU by how much the process grew after its base was loaded. `full` on a CPU is estimated alone, from shapes.
+Every preset learns the motion in a process of its own, for two updates, and samples it in another, for two steps.
+Measured is what CUDA's allocator held at most, or on a CPU by how much the process grew after its base was loaded.
+`full` on a CPU is estimated alone, from shapes.
 """
 
 import argparse
 import multiprocessing
 import resource
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,35 +20,72 @@ import common
 import psutil
 import torch
 
-from dreamvideo import memory, train
+from dreamvideo import memory, sample, thrift, train
+from dreamvideo.adapters.file import ConceptFile, Meta
+from dreamvideo.adapters.weight import Weight
+from dreamvideo.bases.base import VideoBase
+from dreamvideo.memory import Need
 from dreamvideo.recipe import resolve
+from dreamvideo.sample import Composition, SampleConfig
 
 METHOD = "dreamvideo-motion"
 
 
-def measure(name: str, preset: str, device: str, threads: int) -> dict[str, float]:
-    """Bytes: the estimate's parts and, where there are weights, what learning took."""
-    torch.set_num_threads(threads)
-    shapes = name == "full" and device == "cpu"
-    base = common.load(name, device, empty=shapes)
+def learning(name: str, preset: str, device: str, threads: int) -> dict[str, float]:
+    """Bytes of two updates."""
+    base = load(name, device, threads)
     with TemporaryDirectory() as folder:
         concept = common.concepts(Path(folder), base)[METHOD]
         settings = {"train": {"steps": 2, "batch": 1, **memory.PRESETS[preset]}}
         recipe = resolve(METHOD, base, concept, recipe="paper", settings=[settings])
         (stage,) = recipe.method.stages(base, concept, seed=0)
         need = memory.estimate(recipe, base, concept, stage)
-        told = {"frozen": need.frozen, "learned": need.learned, "passing": need.passing, "estimate": need.total}
-        if shapes:
-            return told
-        before = psutil.Process().memory_info().rss
-        train.fit(recipe, base, concept, Path(folder) / "run")
-    if device == "cpu":
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        return {**told, "measured": grown + need.frozen}
-    return {**told, "measured": torch.cuda.max_memory_allocated()}
+        return told(name, base, need, lambda: train.fit(recipe, base, concept, Path(folder) / "run"))
 
 
-def alone(options: argparse.Namespace, name: str, preset: str) -> dict[str, float]:
+def sampling(name: str, preset: str, device: str, threads: int) -> dict[str, float]:
+    """Bytes of two steps with the motion's adapters, and of decoding."""
+    base = load(name, device, threads)
+    with TemporaryDirectory() as folder:
+        concept = common.concepts(Path(folder), base)[METHOD]
+        (stage,) = resolve(METHOD, base, concept, recipe="paper").method.stages(base, concept, seed=0)
+    meta = Meta(
+        name="turn", role="motion", family=base.family, base=base.name, fingerprint=base.fingerprint, method=METHOD,
+        created_by="benchmark",
+    )  # fmt: skip
+    composition = Composition(concepts=[(ConceptFile(meta, stage.learn), Weight())])
+    config, saving = SampleConfig(steps=2).filled(base.defaults), thrift.PRESETS[preset]
+    need = thrift.estimate(base, config, list(stage.learn.values()), saving)
+    return told(
+        name, base, need,
+        lambda: base.decode(sample.generate(base, "a car turning", composition, config, seed=0, thrift=saving)),
+    )  # fmt: skip
+
+
+def load(name: str, device: str, threads: int) -> VideoBase:
+    torch.set_num_threads(threads)
+    return common.load(name, device, empty=shapes(name, device))
+
+
+def shapes(name: str, device: str) -> bool:
+    """Whether the base has no values."""
+    return name == "full" and device == "cpu"
+
+
+def told(name: str, base: VideoBase, need: Need, run: Callable[[], object]) -> dict[str, float]:
+    """Bytes: the estimate's parts and, where there are weights, what the run took."""
+    estimate = {"frozen": need.frozen, "learned": need.learned, "passing": need.passing, "estimate": need.total}
+    if shapes(name, base.device.type):
+        return estimate
+    before = psutil.Process().memory_info().rss
+    run()
+    if base.device.type == "cuda":
+        return {**estimate, "measured": torch.cuda.max_memory_allocated()}
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {**estimate, "measured": grown + need.frozen}
+
+
+def alone(measure: Callable[..., dict[str, float]], name: str, preset: str, options: argparse.Namespace) -> Any:
     """`measure` in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, name, preset, options.device, options.threads).result()
@@ -54,10 +93,9 @@ def alone(options: argparse.Namespace, name: str, preset: str) -> dict[str, floa
 
 def main() -> None:
     options = common.options(__doc__, bases=("emojiworld", "mid", "full")).parse_args()
-    results: dict[str, Any] = {
-        name: {preset: alone(options, name, preset) for preset in memory.PRESETS} for name in options.base
-    }
-    common.write(options.out, "memory", results, options.device)
+    for kind, measure, presets in (("memory", learning, memory.PRESETS), ("thrift", sampling, thrift.PRESETS)):
+        results = {name: {preset: alone(measure, name, preset, options) for preset in presets} for name in options.base}
+        common.write(options.out, kind, results, options.device)
 
 
 if __name__ == "__main__":

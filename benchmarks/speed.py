@@ -17,6 +17,7 @@ HEAD = """# Speed and memory
 Written by `benchmarks/speed.py` from the files in `speed/`; the first lines of each script under `benchmarks/` say how
 its numbers are made. Both sides of every ratio ran in turns in one process.
 """
+BYTES = {name: name for name in ("frozen", "learned", "passing", "estimate", "measured")}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "learn": {
         "ours": "ours, s",
@@ -28,12 +29,17 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "apart": "ours from plain",
         "plain_apart": "plain from plain",
     },
-    "profile": {"gflop": "GFLOP, ours", "gflop_plain": "GFLOP, plain", "ratio_gflop": "ratio", "floor": "floor, s",
-                "of_floor": "floor as part of our time"},
+    "profile": {
+        "gflop": "GFLOP, ours",
+        "gflop_plain": "GFLOP, plain",
+        "ratio_gflop": "ratio",
+        "floor": "floor, s",
+        "of_floor": "floor as part of our time",
+    },
     "compile": {"update": "update, s", "compiling": "compiling, s", "pays_after": "pays after, updates"},
-    "memory": {"frozen": "frozen", "learned": "learned", "passing": "passing", "estimate": "estimate",
-               "measured": "measured"},
-}  # fmt: skip
+    "memory": BYTES,
+    "thrift": BYTES,
+}
 TITLES = {
     "learn": "Learning: seconds an update, and a stage of the paper's length",
     "profile": "Where an update's time goes",
@@ -41,6 +47,7 @@ TITLES = {
     "sample": "Sampling",
     "approximate": "Options that approximate, on EmojiWorld",
     "memory": "Memory while a motion is learned, MiB",
+    "thrift": "Memory while a video is sampled, MiB",
     "scale": "How cost grows, seconds",
 }
 
@@ -68,7 +75,7 @@ def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
                 yield ""
             yield f"![](speed/{place}-{base}.png)"
         else:
-            yield from table(rows, COLUMNS[kind], 2**20 if kind == "memory" else 1.0)
+            yield from table(rows, COLUMNS[kind], 2**20 if COLUMNS[kind] is BYTES else 1.0)
     profiled = {f"{base}, {stage}": row for base, rows in results.items() for stage, row in rows.items()
                 if kind == "learn" and "shares" in row}  # fmt: skip
     if profiled:
@@ -99,9 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON; the page lies beside it")
     out = parser.parse_args().out
-    files = [
-        out / f"{kind}-{place}.json" for place in ("cpu", "gpu") for kind in ("learn", "sample", "memory", "scale")
-    ]
+    kinds = ("learn", "sample", "memory", "thrift", "scale")
+    files = [out / f"{kind}-{place}.json" for place in ("cpu", "gpu") for kind in kinds]
     write_text(out.with_suffix(".md"), page([file for file in files if file.is_file()]))
 
 

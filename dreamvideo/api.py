@@ -11,7 +11,7 @@ import accelerate
 import numpy as np
 import torch
 
-from dreamvideo import bases, editing, media, memory, methods, sample, train
+from dreamvideo import bases, editing, media, memory, methods, sample, thrift, train
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
@@ -24,7 +24,7 @@ from dreamvideo.edits.edit import Task
 from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.progress import Progress
 from dreamvideo.recipe import resolve
-from dreamvideo.sample import Appearance, Composition, Controller, Inversion, SampleConfig
+from dreamvideo.sample import Appearance, Composition, Controller, Inversion, SampleConfig, Thrift
 from dreamvideo.video import Video, described_file, read_made
 
 __all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate", "worded"]
@@ -87,7 +87,7 @@ def learn(
         prompt = resolved.method.prompt(concept, concept.examples[0])
         wishes = learned.meta.sampling
         composition = Composition(noise_offset=wishes.noise_offset, reach=wishes.reach)
-        made = _sampled(base, prompt, composition, SampleConfig(), 0)
+        made = _sampled(base, prompt, composition, SampleConfig(), 0, Thrift())
         media.write_video(path, made, fps=base.defaults.fps)
 
     def class_image(images: ClassImages, number: int) -> torch.Tensor:
@@ -115,6 +115,7 @@ def generate(
     noise_offset: float | None = None,
     seed: int = 0,
     config: SampleConfig | None = None,
+    preset: str | None = None,
     controller: Controller | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Video:
@@ -130,29 +131,29 @@ def generate(
         inversion: a clip whose inverted noise is blended into the start.
         inversion_strength: its share; default as the motions were learned, or else 0.5.
         noise_offset: strength of offset noise; default as the concepts were learned.
+        preset: how to fit into memory, one of `dreamvideo.thrift.PRESETS` or `auto`; the video is the same to rounding.
         controller: looks at attention while the video is made, or acts on it; `regenerate` knows nothing of it.
 
     Raises:
-        BadInput: a file, a prompt or a setting will not do.
+        BadInput: a file, a prompt or a setting will not do, or the video will not fit into memory.
     """
     config = (config or SampleConfig()).filled(base.defaults)
     weighted = _weighted(concepts, weights)
     files = [file for file, _ in weighted]
-    learned_offset = max((file.meta.sampling.noise_offset for file in files), default=0.0)
+    sample.check_base(base, files)
+    saving = thrift.chosen(preset, base, config, [adapters for file in files for adapters in file.sets.values()])
     inversion_strength = _inversion_strength(files, inversion, inversion_strength)
     composition = Composition(
         concepts=weighted,
         appearance=_appearance(base, files, appearance, appearance_strength),
-        noise_offset=learned_offset if noise_offset is None else noise_offset,
+        noise_offset=_noise_offset(files) if noise_offset is None else noise_offset,
         inversion=None if inversion is None else _inversion(base, inversion, inversion_strength, config),
     )
-    frames = _sampled(base, worded(prompt, files), composition, config, seed, controller=controller, on_step=on_step)
+    frames = _sampled(base, worded(prompt, files), composition, config, seed, saving, controller, on_step)
     made = {
         **_made_by(base),
         "prompt": prompt,
-        "concepts": [
-            {**described_file(file.path), "name": file.meta.name, "weight": str(weight)} for file, weight in weighted
-        ],
+        "concepts": [_described(file, weight) for file, weight in weighted],
         "appearance": appearance and described_file(appearance),
         "appearance_strength": composition.appearance and list(composition.appearance.strength),
         "inversion": inversion and {**described_file(inversion), "strength": inversion_strength},
@@ -214,8 +215,11 @@ def edit(
     return Video(_bytes(edited.frames), source.fps, made)
 
 
-def regenerate(path: str | Path, *, device: str = "auto") -> Video:
+def regenerate(path: str | Path, *, device: str = "auto", preset: str | None = None) -> Video:
     """Make again the video that a JSON written by `Video.save` describes: the same frames.
+
+    Args:
+        preset: see `generate`; an edit has none.
 
     Raises:
         BadFile: not such a JSON, or a file that it names is gone or has changed.
@@ -223,7 +227,11 @@ def regenerate(path: str | Path, *, device: str = "auto") -> Video:
     made = read_made(path)
     try:
         origin = made["base"]
-        again = partial(edit, **_edit_again(made)) if "edit" in made else partial(generate, **_generate_again(made))
+        again = (
+            partial(edit, **_edit_again(made))
+            if "edit" in made
+            else partial(generate, preset=preset, **_generate_again(made))
+        )
         encoder = origin["image_encoder"]
         load = partial(load_base, origin["reference"], dtype=origin["dtype"], device=device, image_encoder=encoder)
     except (KeyError, TypeError) as error:
@@ -276,12 +284,14 @@ def _sampled(
     composition: Composition,
     config: SampleConfig,
     seed: int,
-    *,
+    saving: Thrift,
     controller: Controller | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> np.ndarray:
     """Frames, uint8 (F, H, W, 3)."""
-    latents = sample.generate(base, prompt, composition, config, seed=seed, controller=controller, on_step=on_step)
+    latents = sample.generate(
+        base, prompt, composition, config, seed=seed, controller=controller, thrift=saving, on_step=on_step
+    )
     return _bytes((base.decode(latents)[0].transpose(0, 1) + 1) / 2)
 
 
@@ -297,6 +307,11 @@ def _made_by(base: VideoBase) -> dict[str, Any]:
         "created_by": f"dreamvideo {version('dreamvideo')}",
         "base": {"reference": origin.reference, "image_encoder": origin.image_encoder, "dtype": base.precision},
     }
+
+
+def _described(file: ConceptFile, weight: Weight) -> dict[str, Any]:
+    """A concept in a video's JSON."""
+    return {**described_file(file.path), "name": file.meta.name, "weight": str(weight)}
 
 
 def _weighted(
@@ -333,6 +348,11 @@ def _phrases(file: ConceptFile) -> list[tuple[str, str]]:
     words = [adapters.kind.name for adapters in file.sets.values() if isinstance(adapters.kind, Word)]
     named = words or [file.meta.name] * ("{word}" not in phrase)
     return [(f"<{name}>", phrase.format_map({"word": f"<{name}>", "class": file.meta.word})) for name in named]
+
+
+def _noise_offset(files: Sequence[ConceptFile]) -> float:
+    """The largest that the concepts were learned with."""
+    return max((file.meta.sampling.noise_offset for file in files), default=0.0)
 
 
 def _inversion_strength(files: Sequence[ConceptFile], clip: str | Path | None, strength: float | None) -> float:

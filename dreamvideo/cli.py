@@ -183,6 +183,7 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     fps: int | None = None,
+    preset: Preset = None,
     base: Base = DEFAULT_BASE,
     image_encoder: ImageEncoder = None,
     device: Device = "auto",
@@ -196,7 +197,7 @@ def generate(
     if (prompt is None) == (from_ is None):
         raise BadInput("give either a prompt or --from VIDEO.mp4.json")
     if from_ is not None:
-        saved = [str(api.regenerate(from_, device=device).save(out))]
+        saved = [str(api.regenerate(from_, device=device, preset=preset).save(out))]
     else:
         config = sample.SampleConfig(
             frames=frames, height=height, width=width, fps=fps, steps=steps, guidance=guidance, sampler=sampler.value,
@@ -219,6 +220,7 @@ def generate(
                     noise_offset=noise_offset,
                     seed=seed + number,
                     config=config,
+                    preset=preset,
                     on_step=lambda done, steps, at=seed + number: advance(f"seed {at}", done, steps, ""),
                 )
             place = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")

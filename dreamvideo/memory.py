@@ -1,13 +1,14 @@
-"""How much memory learning will take, told before any work is done, and what to change where it is too much.
+"""How much memory learning will take, told before any work is done, and what to change where it is too much. For
+sampling `dreamvideo.thrift` tells the same.
 
 A pass of the denoiser, and one of the autoencoder, is made once with fake tensors, which have a shape and no values,
 and the bytes that are alive at once are counted. Allocators and libraries take more than that: `MARGIN`.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -22,7 +23,25 @@ from dreamvideo.errors import BadConfig, BadInput
 from dreamvideo.methods.method import Stage
 from dreamvideo.recipe import Recipe
 
-__all__ = ["PRESETS", "Need", "check", "chosen", "estimate", "room"]
+__all__ = [
+    "AUTO",
+    "PRESETS",
+    "SLICE",
+    "Need",
+    "check",
+    "chosen",
+    "estimate",
+    "large",
+    "named",
+    "peak",
+    "refusal",
+    "room",
+    "there",
+    "weights",
+]
+
+AUTO = "auto"
+"""The first preset that fits."""
 
 PRESETS: Mapping[str, Mapping[str, bool]] = {
     "24gb": {"rematerialise": False, "offload": True},
@@ -35,10 +54,12 @@ MARGIN = 1.15
 """Fragments, workspaces and what else an allocator holds."""
 LARGE = 2**30
 """Bytes of weights from which on it is worth some seconds to look: smaller bases fit anywhere."""
-_SLICE = 8
-"""Frames that pass the autoencoder at once."""
+SLICE = 8
+"""Frames that pass the autoencoder at once, at most."""
 _LEARNED = 16
 """Bytes a learned value: itself, its gradient and AdamW's two moments, all float32."""
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +69,9 @@ class Need:
     frozen: int
     """Weights of the base that stay on the device."""
     learned: int
+    """What is attached, with its gradients and the optimizer's moments while it is learned."""
     passing: int
-    """The largest pass: what it keeps for the backward pass, and what it works on."""
+    """The largest pass: what it works on and, while something is learned, keeps for the backward pass."""
 
     @property
     def total(self) -> int:
@@ -63,14 +85,12 @@ def check(recipe: Recipe, base: VideoBase, concept: Concept, stages: Sequence[St
     Raises:
         BadInput: with what it takes, what there is, and the preset that would fit.
     """
-    if _weights(base, ()) < LARGE:
+    if not large(base):
         return
-    there = _weights(base, ()) + room(base.device)
     need = max((estimate(recipe, base, concept, stage) for stage in stages), key=lambda need: need.total)
-    if need.total <= there:
-        return
-    says = f"learning takes about {_gib(need.total)} of memory, and {base.device} has {_gib(there)} for it"
-    raise BadInput(f"{says}: try --preset auto, fewer frames (--set data.frames=16) or a smaller --set train.batch")
+    if need.total > there(base):
+        advice = "--preset auto, fewer frames (--set data.frames=16) or a smaller --set train.batch"
+        raise refusal("learning", need, base, advice)
 
 
 def chosen(
@@ -89,19 +109,34 @@ def chosen(
     """
     if preset is None:
         return resolve(settings=settings)
-    if preset != "auto" and preset not in PRESETS:
-        raise BadConfig(f"--preset {preset}: one of auto, {', '.join(PRESETS)}")
-    there, wishes = _weights(base, ()) + room(base.device), list(settings)
-    for name in PRESETS if preset == "auto" else (preset,):
-        recipe = resolve(settings=[{"train": dict(PRESETS[name])}, *wishes])
-        if preset == "auto" and _fits(recipe, base, concept, there):
+    wishes = list(settings)
+    for train in named(preset, PRESETS):
+        recipe = resolve(settings=[{"train": dict(train)}, *wishes])
+        if preset == AUTO and _fits(recipe, base, concept):
             break
     return recipe
 
 
-def _fits(recipe: Recipe, base: VideoBase, concept: Concept, there: int) -> bool:
+def named(preset: str, presets: Mapping[str, Settings]) -> Collection[Settings]:
+    """What a preset stands for: `auto` for all of them, the most sparing one last.
+
+    Raises:
+        BadConfig: no such preset.
+    """
+    if preset != AUTO and preset not in presets:
+        raise BadConfig(f"--preset {preset}: one of {AUTO}, {', '.join(presets)}")
+    return presets.values() if preset == AUTO else [presets[preset]]
+
+
+def refusal(doing: str, need: Need, base: VideoBase, advice: str) -> BadInput:
+    """What to raise where a need is more than there is."""
+    says = f"{doing} takes about {_gib(need.total)} of memory, and {base.device} has {_gib(there(base))} for it"
+    return BadInput(f"{says}: try {advice}")
+
+
+def _fits(recipe: Recipe, base: VideoBase, concept: Concept) -> bool:
     stages = recipe.method.stages(base, concept, seed=0)
-    return all(estimate(recipe, base, concept, stage).total <= there for stage in stages)
+    return all(estimate(recipe, base, concept, stage).total <= there(base) for stage in stages)
 
 
 def estimate(recipe: Recipe, base: VideoBase, concept: Concept, stage: Stage) -> Need:
@@ -125,16 +160,26 @@ def estimate(recipe: Recipe, base: VideoBase, concept: Concept, stage: Stage) ->
         torch.autograd.grad(wanted, [*parameters, x.requires_grad_()], allow_unused=True)
 
     def encode() -> None:
-        base.encode_video(torch.empty(1, 3, min(frames, _SLICE), *size, device=base.device))
+        base.encode_video(torch.empty(1, 3, min(frames, SLICE), *size, device=base.device))
 
     with base.attached(*stage.hold.values(), *stage.learn.values()), base.learning(rematerialise=train.rematerialise):
-        passing = _peak(base, update, parameters)
+        passing = peak(base, update, parameters)
     aside = (base.parts.vae, base.parts.image_encoder) if train.offload else ()
     learned = _LEARNED * sum(p.numel() for p in parameters)
-    steps = Need(frozen=_weights(base, aside), learned=learned, passing=passing)
+    steps = Need(frozen=weights(base, aside), learned=learned, passing=passing)
     # Examples are encoded before anything is learned, with all parts there.
-    before = Need(frozen=_weights(base, ()), learned=0, passing=_peak(base, encode, ()))
+    before = Need(frozen=weights(base), learned=0, passing=peak(base, encode, ()))
     return max(steps, before, key=lambda need: need.total)
+
+
+def large(base: VideoBase) -> bool:
+    """Whether it is worth to look at all."""
+    return weights(base) >= LARGE
+
+
+def there(base: VideoBase) -> int:
+    """Bytes that a run may take on the base's device: those of its weights, and what is free beside them."""
+    return weights(base) + room(base.device)
 
 
 def room(device: torch.device) -> int:
@@ -146,7 +191,7 @@ def room(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _peak(base: VideoBase, run: Callable[[], None], parameters: Iterable[Tensor]) -> int:
+def peak(base: VideoBase, run: Callable[[], None], parameters: Iterable[Tensor]) -> int:
     """Bytes alive at once while `run` runs, beside the base's weights and `parameters`; nothing is computed."""
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     frozen = [tensor for model in base.parts.modules for tensor in (*model.parameters(), *model.buffers())]
@@ -185,8 +230,8 @@ class _Alive(TorchDispatchMode):
         self.now -= size
 
 
-def _weights(base: VideoBase, without: Sequence[nn.Module | None]) -> int:
-    """Bytes of the base's parts."""
+def weights(base: VideoBase, without: Collection[nn.Module | None] = ()) -> int:
+    """Bytes of the base's parts, `without` some of them."""
     models = [model for model in base.parts.modules if not any(model is other for other in without)]
     # Scales of stored weights are buffers.
     return sum(t.numel() * t.element_size() for model in models for t in (*model.parameters(), *model.buffers()))

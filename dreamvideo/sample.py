@@ -17,6 +17,7 @@ from dreamvideo.adapters.ports import Reach
 from dreamvideo.adapters.weight import Weight
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import Defaults, VideoBase
+from dreamvideo.bases.modes import Echo, waiting
 from dreamvideo.diffusion import generator, offset_noise
 from dreamvideo.errors import BadFile, BadInput
 from dreamvideo.progress import Progress, driven
@@ -28,6 +29,7 @@ __all__ = [
     "Inversion",
     "SampleConfig",
     "Texts",
+    "Thrift",
     "check_base",
     "denoise",
     "generate",
@@ -115,6 +117,16 @@ class Composition:
     """Skip the layers that mix frames where there is one frame."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thrift:
+    """How memory is saved while a video is sampled. The video is the same, to rounding."""
+
+    offload: bool = False
+    """All parts but the denoiser wait in main memory while it runs."""
+    apart: bool = False
+    """The branches of the guidance run one after another. With a `Controller`, which sees all of them, they do not."""
+
+
 def generate(
     base: VideoBase,
     prompt: str,
@@ -124,6 +136,7 @@ def generate(
     seed: int,
     noise: Tensor | None = None,
     controller: "Controller | None" = None,
+    thrift: Thrift = Thrift(),
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Tensor:
     """Sample the latents (1, C, F, h, w) of one video; `base.decode` makes pixels of them.
@@ -132,6 +145,7 @@ def generate(
         seed: makes the noise.
         noise: start from this instead, (1, C, F, h, w).
         controller: acts on the video and on what its attention sees.
+        thrift: how memory is saved.
         on_step: told the step done and the number of steps.
 
     Raises:
@@ -150,15 +164,20 @@ def generate(
     with torch.no_grad(), ExitStack() as stack, base.autocast(), base.reaching(reach):
         for concept, _ in composition.concepts:
             stack.enter_context(base.attached(*concept.sets.values()))
+        branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
+        text, empty = base.encode_text(branches), composition.inversion and base.encode_text([""])
+        if thrift.offload:
+            stack.enter_context(waiting(*(part for part in base.parts.modules if part is not base.parts.denoiser)))
         x = noise.to(base.device, torch.float32)
         if composition.inversion is not None and composition.inversion.strength > 0:
             s = composition.inversion.strength
-            inverted = invert(base, composition.inversion.latents.to(x), steps=config.steps)
+            inverted = invert(base, composition.inversion.latents.to(x), empty, steps=config.steps)
             x = s**0.5 * inverted + (1 - s) ** 0.5 * x
-        branches = [prompt] if config.guidance == 1 else [config.negative, prompt]
         stack.enter_context(_guided(base, composition, len(branches)))
-        text = base.encode_text(branches)
-        work = denoise(base, x, lambda step, x: text, config, concepts=composition.concepts, controller=controller)
+        work = denoise(
+            base, x, lambda step, x: text, config,
+            concepts=composition.concepts, controller=controller, apart=thrift.apart,
+        )  # fmt: skip
         return driven(work, lambda progress: on_step(progress.step, progress.steps))
 
 
@@ -191,30 +210,41 @@ def denoise(
     *,
     concepts: Sequence[tuple[ConceptFile, Weight]] = (),
     controller: Controller | None = None,
+    apart: bool = False,
 ) -> Generator[Progress, None, Tensor]:
     """Denoise videos (B, C, F, h, w) side by side, step by step, and return them.
 
         eps = eps_u + guidance (eps_c - eps_u)
 
-    with all branches in one batch, the unconditional ones first. `config` is filled; `concepts` are attached.
+    with all branches in one batch, the unconditional ones first, or `apart`, see `Thrift`. `config` is filled;
+    `concepts` are attached.
     """
-    scheduler, steps, echo = schedule(base, config), config.steps, base.echo(config.reuse)
-    told: tuple[Tensor | None, Kept] = None, {}
+    scheduler, steps = schedule(base, config), config.steps
+    told: Tensor | None = None
+    kept: dict[int, Kept] = {}
+    echoes: dict[int, Echo] = {}
     for number, t in enumerate(scheduler.timesteps):
         for concept, weight in concepts:
             for adapters in concept.sets.values():
                 if not isinstance(adapters.kind, Word):  # A word is used by naming it, not by degree.
                     adapters.scale(weight.at(number / max(1, steps - 1)))
         text = texts(number, x)
-        if text is not told[0]:
-            told = text, {}
-        branches = len(text) // len(x)
-        with (
-            base.attending(controller and partial(controller.attention, number), told[1]),
-            echo.at(number),
-        ):
-            prediction = base.predict(x.repeat(branches, 1, 1, 1, 1), t.expand(len(text)), text).float()
-        if branches == 2:
+        if text is not told:
+            told, kept = text, {}
+        control = controller and partial(controller.attention, number)
+        together = len(x) if apart and controller is None else len(text)
+        said = []
+        for first in range(0, len(text), together):
+            rows = slice(first, first + together)
+            with (
+                base.givens.rows(rows),
+                base.attending(control, kept.setdefault(first, {})),
+                echoes.setdefault(first, Echo(base.parts.denoiser, config.reuse)).at(number),
+            ):
+                videos = x.repeat(together // len(x), 1, 1, 1, 1)
+                said.append(base.predict(videos, t.expand(together), text[rows]).float())
+        prediction = torch.cat(said)
+        if len(text) > len(x):
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + config.guidance * (conditional - unconditional)
         x = scheduler.step(prediction, t, x).prev_sample
@@ -253,16 +283,16 @@ def _guided(base: VideoBase, composition: Composition, branches: int):
 
 
 @torch.no_grad()
-def invert(base: VideoBase, latents: Tensor, *, steps: int) -> Tensor:
-    """DDIM inversion (official code): t = 0, s, 2s, ..., empty prompt, no guidance, no appearance.
+def invert(base: VideoBase, latents: Tensor, text: Tensor, *, steps: int) -> Tensor:
+    """DDIM inversion (official code, of the empty prompt's text): t = 0, s, 2s, ..., no guidance, no appearance.
 
         x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next) eps
 
-    with abar_next = 0 at the end, where the result is pure eps. (B, C, F, h, w) -> the same shape.
+    with abar_next = 0 at the end, where the result is pure eps. Latents (B, C, F, h, w) of text states (1, L, D) ->
+    the same shape as the latents.
     """
     process, stride = base.process, base.process.steps // steps
-    text = base.encode_text([""]).expand(len(latents), -1, -1)
-    x = latents
+    text, x = text.expand(len(latents), -1, -1), latents
     with base.given():
         for t in range(0, process.steps, stride):
             now = torch.full((len(x),), t, device=x.device)

@@ -30,7 +30,7 @@ from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
 FREE = {"errors", "files"}
 BELOW_API = (
     "adapters.* bases bases.base bundled concept config data diffusion editing edits.edit media memory methods "
-    "progress recipe run sample train video"
+    "progress recipe run sample thrift train video"
 )
 ARROWS = {
     # row 0: what knows nothing of the rest
@@ -72,11 +72,12 @@ ARROWS = {
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
     "memory": "recipe bases.base concept methods.method",
+    "thrift": "memory sample adapters.graft bases.base",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
     "train": "memory run recipe data concept bases.base adapters.* methods.method diffusion processes progress "
     "stopping",
     "editing": "recipe edits edits.edit bases.base concept config media progress stopping",
-    "sample": "bases.base adapters.* diffusion progress",
+    "sample": "bases.base bases.modes adapters.* diffusion progress",
     "merging": "adapters.* bases.base",
     "official": "official.*",
     "official.*": "official.* adapters.*",
@@ -134,7 +135,7 @@ OPTIONS = {
     "--restart --set --steps",
     "generate": "--appearance --appearance-strength --base --count --device --dtype --fps --frames --from --guidance "
     "--height --image-encoder --inversion --inversion-strength --json --motion --negative --noise-offset --out "
-    "--reuse --sampler --seed --steps --subject --width",
+    "--preset --reuse --sampler --seed --steps --subject --width",
     "edit": "--base --caption --device --dtype --json --keep --method --out --recipe --seed --set",
     "demo": "--base --device --dtype --out --steps",
     "convert": "--appearance-strength --caption --family --json --layers --name --out --placement --to --word",

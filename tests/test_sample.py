@@ -1,11 +1,14 @@
 """Sampling: the schedule, guidance, composition, appearance, inversion, against stock code and hand-written loops."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from dreamvideo import api, sample
+from dreamvideo import api, sample, thrift
 from dreamvideo.adapters import file
 from dreamvideo.adapters.bottleneck import Bottleneck
 from dreamvideo.adapters.graft import AdapterSet
@@ -14,7 +17,7 @@ from dreamvideo.adapters.words import learned_word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.diffusion import generator, offset_noise
 from dreamvideo.errors import BadInput
-from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig
+from dreamvideo.sample import Appearance, Composition, Inversion, SampleConfig, Thrift
 
 
 def concept(base: VideoBase, name: str, sets: dict[str, AdapterSet], *, role: str = "motion") -> file.ConceptFile:
@@ -114,6 +117,61 @@ def test_both_branches_in_one_batch_are_two_passes(unet3d: VideoBase):
     assert torch.allclose(ours, x, atol=1e-4)
 
 
+@pytest.mark.parametrize("preset", thrift.PRESETS)
+def test_a_preset_does_not_change_the_video(base_over_time: VideoBase, preset: str):
+    base = base_over_time
+    vector = torch.randn(1, 1, base.image_width, generator=generator("e"))
+    composition = Composition(
+        concepts=[(identity(base), Weight()), (motion(base), Weight())],
+        appearance=Appearance(vector=vector, strength=(0.7, 0.2)),
+        inversion=Inversion(latents=torch.randn(1, 4, 3, 4, 4, generator=generator("clip")), strength=0.5),
+    )
+    config = SampleConfig(frames=3, steps=4, guidance=5.0, negative="a cat")
+
+    def made(saving: Thrift) -> torch.Tensor:
+        return sample.generate(base, "a <dog>", composition, config, seed=0, thrift=saving)
+
+    assert torch.allclose(made(thrift.PRESETS[preset]), made(Thrift()), atol=1e-4)
+
+
+def test_branches_apart_are_passes_of_one_video(unet3d: VideoBase, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, int]] = []
+    predict = type(unet3d).predict
+
+    def watching(self: VideoBase, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        seen.append((len(x), len(text)))
+        return predict(self, x, t, text)
+
+    monkeypatch.setattr(type(unet3d), "predict", watching)
+    for saving in (Thrift(apart=True), Thrift()):
+        sample.generate(unet3d, "a dog", Composition(), SampleConfig(frames=2, steps=1), seed=0, thrift=saving)
+    assert seen == [(1, 1), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_parts_wait_in_main_memory_and_come_back(unet3d: VideoBase, fails: bool, monkeypatch: pytest.MonkeyPatch):
+    """What is asked of parts that say they are on another device, and when."""
+    moves: list[tuple[str, str]] = []
+    others = ("vae", "text_encoder", "image_encoder")
+    for name in ("denoiser", *others):
+        monkeypatch.setattr(
+            getattr(unet3d.parts, name), "to", lambda place, name=name: moves.append((name, str(place)))
+        )
+    for name in others:
+        parameter = SimpleNamespace(device="cuda:0")
+        monkeypatch.setattr(getattr(unet3d.parts, name), "parameters", lambda parameter=parameter: iter([parameter]))
+
+    def on_step(step: int, steps: int) -> None:
+        moves.append(("step", str(step)))
+        if fails:
+            raise RuntimeError
+
+    config = SampleConfig(frames=2, steps=1)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        sample.generate(unet3d, "a dog", Composition(), config, seed=0, thrift=Thrift(offload=True), on_step=on_step)
+    assert moves == [*((name, "cpu") for name in others), ("step", "1"), *((name, "cuda:0") for name in others)]
+
+
 def test_a_zero_vector_still_has_a_bias_unless_its_strength_is_zero(unet3d: VideoBase):
     base, moving = unet3d, motion(unet3d)
     noise = torch.randn(1, 4, 2, 4, 4, generator=generator("noise"))
@@ -195,7 +253,7 @@ def test_inversion_is_the_official_formula(unet3d: VideoBase):
             eps = base.predict(x.float(), torch.tensor([t]), base.encode_text([""])).double()
             clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
             x = abar[t + 20].sqrt() * clean + (1 - abar[t + 20]).sqrt() * eps
-    ours = sample.invert(base, latents, steps=50)
+    ours = sample.invert(base, latents, base.encode_text([""]), steps=50)
     assert torch.allclose(ours.double(), x, atol=1e-3)
     assert torch.allclose(ours.double(), eps, atol=1e-3)
 
@@ -218,16 +276,17 @@ def test_deep_levels_say_again_what_they_said(base: VideoBase, every: int):
     inner = denoiser.mid_block.resnets[0].register_forward_hook(lambda *_: calls.append("deep"))
     outer = denoiser.down_blocks[0].resnets[0].register_forward_hook(lambda *_: calls.append("first"))
 
-    def made(reuse: int) -> torch.Tensor:
+    def made(reuse: int, *, apart: bool = False) -> torch.Tensor:
         calls.clear()
-        config = SampleConfig(frames=2, steps=5, guidance=2.0, reuse=reuse)
-        return sample.generate(base, "a dog", Composition(), config, seed=0)
+        config, thrift = SampleConfig(frames=2, steps=5, guidance=2.0, reuse=reuse), Thrift(apart=apart)
+        return sample.generate(base, "a dog", Composition(), config, seed=0, thrift=thrift)
 
     exact = made(1)
     assert (calls.count("deep"), calls.count("first")) == (5, 5)
     near = made(every)
     assert (calls.count("deep"), calls.count("first")) == (-(-5 // every), 5)
     assert 0 < (near - exact).abs().mean() < 0.2 * exact.abs().mean()
+    assert torch.allclose(made(every, apart=True), near, atol=1e-4)
     inner.remove()
     outer.remove()
     assert torch.equal(made(1), exact)

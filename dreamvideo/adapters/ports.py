@@ -14,7 +14,7 @@ un-normalised residual stream x and its delta is added to the stream,
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -85,6 +85,13 @@ class Givens:
             yield
         finally:
             vars(self).update(before)
+
+    def rows(self, part: slice) -> AbstractContextManager[None]:
+        """Inside the block calls are of that part of the batch that the condition was given for."""
+        condition = self.condition
+        if condition is not None:
+            condition = Condition(*(values[part] if len(values) > 1 else values for values in condition))
+        return self.using({"condition": condition})
 
 
 class Graft(nn.Module):

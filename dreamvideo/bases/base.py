@@ -313,11 +313,6 @@ class VideoBase(ABC):
         return self.givens.using({"control": control, "kept": kept})
 
     @final
-    def echo(self, every: int) -> modes.Echo:
-        """What reuses deep features from call to call, see `modes.Echo`."""
-        return modes.Echo(self.parts.denoiser, every)
-
-    @final
     @contextmanager
     def learning(
         self, *, rematerialise: bool = False, offload: bool = False, dropout: float = 0.0, compile: Compile = "none"

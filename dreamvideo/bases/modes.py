@@ -69,9 +69,9 @@ def resting(denoiser: nn.Module) -> Iterator[None]:
 def waiting(*models: nn.Module) -> Iterator[None]:
     """Inside the block the models are in main memory."""
     places = [next(model.parameters()).device for model in models]
-    for model in models:
-        model.to("cpu")
     try:
+        for model in models:
+            model.to("cpu")
         yield
     finally:
         for model, place in zip(models, places, strict=True):
