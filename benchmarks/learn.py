@@ -7,10 +7,11 @@ end whose sums are taken in another order (`plain_apart`).
 
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
-`--compile` learns the motion again with compiled blocks, and with the whole denoiser compiled, and tells after how many
+`--compile emojiworld` learns the motion there again with compiled blocks, and with the whole denoiser compiled, and tells after how many
 updates that has paid for the compiling.
 
-    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile] [--out FOLDER]
+    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile emojiworld]
+        [--out FOLDER]
 """
 
 import statistics
@@ -245,7 +246,7 @@ def main() -> None:
     parser = common.options(__doc__, bases=("emojiworld", "mid"))
     parser.add_argument("--updates", type=int, default=8, help="of each stage; the first is left out")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", choices=common.BASES, nargs="+", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {}
@@ -258,7 +259,7 @@ def main() -> None:
                     told = profiled(base, method, concept)
                     stages = {stage: {**values, **told[stage]} for stage, values in stages.items()}
                 results.setdefault(name, {}).update(stages)
-                if options.compile and method == "dreamvideo-motion":
+                if name in options.compile and method == "dreamvideo-motion":
                     results.setdefault("compile", {})[name] = compiled(base, method, concept, options.updates)
     common.write(options.out, "learn", results, options.device)
 
