@@ -7,8 +7,8 @@ end whose sums are taken in another order (`plain_apart`).
 
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
-`--compile emojiworld` learns the motion there again with compiled blocks, and with the whole denoiser compiled, and tells after how many
-updates that has paid for the compiling.
+`--compile emojiworld` learns the motion there again with compiled blocks, and with the whole denoiser compiled, and
+tells after how many updates that has paid for the compiling.
 
     python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile emojiworld]
         [--out FOLDER]
