@@ -169,12 +169,12 @@ def test_blocks_take_a_quarter_of_the_room(base: VideoBase, form: str):
     parts = base.parts
     blocks = (parts.denoiser.down_blocks, parts.denoiser.mid_block, parts.denoiser.up_blocks)
     others = {name for name, _ in parts.denoiser.named_parameters() if ".weight" in name and "block" not in name}
-    before, whole = sum(taken(block) for block in blocks), memory._weights(base, ())
+    before, whole = sum(taken(block) for block in blocks), memory.weights(base)
     base.store(form)
     after = sum(taken(block) for block in blocks)
     # The rest are norms, biases and scales, which weigh more in layers as narrow as these.
     assert 0.25 < after / before < 0.32
-    assert memory._weights(base, ()) == whole - before + after
+    assert memory.weights(base) == whole - before + after
     stored = {name for name, p in parts.denoiser.named_parameters() if p.dtype == FORMATS[form].dtype}
     assert others and not others & stored
     inside = [m for block in blocks for m in block.modules() if isinstance(m, STORED)]
@@ -252,7 +252,7 @@ def test_preflight_counts_what_is_stored(unet3d: VideoBase, motion_concept: Conc
     exact = need()
     unet3d.store("int8")
     stored = need()
-    assert stored.frozen == memory._weights(unet3d, ()) < exact.frozen
+    assert stored.frozen == memory.weights(unet3d, ()) < exact.frozen
     assert stored.passing <= exact.passing
 
 
