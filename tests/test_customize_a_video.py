@@ -24,7 +24,7 @@ from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import BadConfig
 from dreamvideo.methods import customize_a_video
 from dreamvideo.methods.method import Method, Stage
-from dreamvideo.sample import Composition, SampleConfig
+from dreamvideo.sample import Composition, SampleConfig, Thrift
 from dreamvideo.views import View, random_patches
 
 METHOD = methods.find("customize-a-video")
@@ -208,7 +208,7 @@ def test_the_motion_alone_is_kept_and_seen(
 
     assert learned.sets.keys() == {"motion"}
     assert all(tensor.any() for tensor in learned.sets["motion"].state_dict().values())
-    last, rest = previews[-1], ("a car turning", Composition(noise_offset=0.0), SampleConfig(), 0)
+    last, rest = previews[-1], ("a car turning", Composition(noise_offset=0.0), SampleConfig(), 0, Thrift())
     with base.attached(learned.sets["motion"]):
         assert (sampled(base, *rest) == last).all()
         with base.attached(looks):
