@@ -15,7 +15,7 @@ OUT = Path(__file__).parents[1] / "docs" / "speed"
 HEAD = """# Speed and memory
 
 Written by `benchmarks/speed.py` from the files in `speed/`; the first lines of each script under `benchmarks/` say how
-its numbers are made. Both sides of every ratio ran in turns in one process.
+its numbers are made. Both sides of every ratio ran in turns in one process; ways of compiling ran one after another.
 """
 BYTES = {name: name for name in ("frozen", "learned", "passing", "estimate", "measured")}
 COLUMNS: Mapping[str, Mapping[str, str]] = {

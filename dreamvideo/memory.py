@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.images import SLICE
 from dreamvideo.concept import Concept
 from dreamvideo.errors import BadConfig, BadInput
 from dreamvideo.methods.method import Stage
@@ -26,7 +27,6 @@ from dreamvideo.recipe import Recipe
 __all__ = [
     "AUTO",
     "PRESETS",
-    "SLICE",
     "Need",
     "check",
     "chosen",
@@ -54,8 +54,6 @@ MARGIN = 1.15
 """Fragments, workspaces and what else an allocator holds."""
 LARGE = 2**30
 """Bytes of weights from which on it is worth some seconds to look: smaller bases fit anywhere."""
-SLICE = 8
-"""Frames that pass the autoencoder at once, at most."""
 _LEARNED = 16
 """Bytes a learned value: itself, its gradient and AdamW's two moments, all float32."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from dreamvideo import memory
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.bases.base import VideoBase
+from dreamvideo.bases.images import SLICE
 from dreamvideo.memory import Need
 from dreamvideo.sample import SampleConfig, Thrift
 
@@ -82,7 +83,7 @@ def _denoising(base: VideoBase, config: SampleConfig, sets: Sequence[AdapterSet]
 
 def _decoding(base: VideoBase, config: SampleConfig) -> int:
     """Bytes that the autoencoder works on."""
-    size = (min(config.frames, memory.SLICE), config.height, config.width)
+    size = (min(config.frames, SLICE), config.height, config.width)
 
     def decode() -> None:
         base.decode(torch.empty((1, *base.latent_shape(*size)), device=base.device))

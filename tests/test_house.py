@@ -71,8 +71,8 @@ ARROWS = {
     "edits.*": "edits.* bases.base bundled config diffusion features flow progress",
     # row 3: doing it
     "recipe": "methods methods.method bases.base concept data config",
-    "memory": "recipe bases.base concept methods.method",
-    "thrift": "memory sample adapters.graft bases.base",
+    "memory": "recipe bases.base bases.images concept methods.method",
+    "thrift": "memory sample adapters.graft bases.base bases.images",
     "run": "recipe adapters.file adapters.graft bases.base concept config",
     "train": "memory run recipe data concept bases.base adapters.* methods.method diffusion processes progress "
     "stopping",

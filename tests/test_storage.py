@@ -322,3 +322,9 @@ def test_other_precision_is_refused_in_one_line(run, name: str):
     assert (code, out) == (2, "")
     refused = [line for line in err.splitlines() if line.startswith("dreamvideo: ")]
     assert refused == ["dreamvideo: --dtype int4: one of auto, fp32, bf16, fp16, int8, fp8"]
+
+
+def test_other_padding_is_refused() -> None:
+    layer = Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    with pytest.raises(Unsupported, match="circular"):
+        store(layer, FORMATS["int8"])

@@ -39,10 +39,7 @@ def attended(attention: Any, x: Tensor, text: Tensor | None, mask: Tensor | None
     )
     mask = attention.prepare_attention_mask(mask, seen.shape[1], len(x))
     probabilities = change(attention.get_attention_scores(query, key, mask).unflatten(0, (-1, attention.heads)))
-    y = attention.batch_to_head_dim(probabilities.flatten(0, 1) @ value)
-    for layer in attention.to_out:
-        y = layer(y)
-    return y
+    return _out(attention, attention.batch_to_head_dim(probabilities.flatten(0, 1) @ value))
 
 
 def recalled(attention: Any, x: Tensor, text: Tensor, kept: Kept) -> Tensor:
@@ -56,7 +53,11 @@ def recalled(attention: Any, x: Tensor, text: Tensor, kept: Kept) -> Tensor:
 
     if attention not in kept:
         kept[attention] = heads(attention.to_k, text), heads(attention.to_v, text)
-    y = F.scaled_dot_product_attention(heads(attention.to_q, x), *kept[attention]).transpose(1, 2).flatten(2)
+    y = F.scaled_dot_product_attention(heads(attention.to_q, x), *kept[attention])
+    return _out(attention, y.transpose(1, 2).flatten(2))
+
+
+def _out(attention: Any, y: Tensor) -> Tensor:
     for layer in attention.to_out:
         y = layer(y)
     return y

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamvideo.errors import Unsupported
+
 __all__ = ["FORMATS", "SCALE", "Back", "Format", "parameter", "store", "through_stored"]
 
 SCALE = "weight_scale"
@@ -37,7 +39,13 @@ FORMATS = {"int8": Format(torch.int8, 127.0), "fp8": Format(torch.float8_e4m3fn,
 
 
 def store(layer: nn.Module, form: Format) -> None:
-    """Keep the weight of a linear layer or a convolution in 8 bits, under its own name."""
+    """Keep the weight of a linear layer or a convolution in 8 bits, under its own name.
+
+    Raises:
+        Unsupported: a convolution pads with other than zeros, which `Back` does not know.
+    """
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        raise Unsupported(f"a convolution with {layer.padding_mode} padding cannot be stored in 8 bits")
     weight = layer.get_parameter("weight").detach()
     largest = weight.float().abs().flatten(1).amax(dim=1)
     # The scale is rounded before anything is divided by it: the codes are those for the scale that is kept.

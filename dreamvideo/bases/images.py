@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["decode_frames", "embed_images", "encode_frames"]
+__all__ = ["SLICE", "decode_frames", "embed_images", "encode_frames"]
 
 # OpenAI's and OpenCLIP's image statistics, RGB in [0, 1].
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_SLICE = 8
+SLICE = 8
 """Frames that pass an encoder at once; more costs memory and gains nothing."""
 _PIXELS = 2 * 256 * 256
 """Pixels after which the same holds of the autoencoder."""
@@ -40,7 +40,7 @@ def decode_frames(vae: Any, latents: Tensor) -> Tensor:
 
 def _at_once(height: int, width: int) -> int:
     """Frames of that many pixels."""
-    return max(1, min(_SLICE, _PIXELS // (height * width)))
+    return max(1, min(SLICE, _PIXELS // (height * width)))
 
 
 @torch.no_grad()
@@ -50,5 +50,5 @@ def embed_images(encoder: Any, pixels: Tensor) -> Tensor:
     size = (encoder.config.image_size,) * 2
     frames = F.interpolate((frames + 1) / 2, size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD))
-    vectors = [encoder(((part - mean) / std).to(encoder.dtype)).image_embeds.float() for part in frames.split(_SLICE)]
+    vectors = [encoder(((part - mean) / std).to(encoder.dtype)).image_embeds.float() for part in frames.split(SLICE)]
     return torch.cat(vectors).unflatten(0, (len(pixels), pixels.shape[2]))

@@ -1,4 +1,5 @@
-"""How a frozen denoiser runs while something attached to it is learned, while it is only looked at, and in a hurry."""
+"""How a frozen denoiser runs: while something attached to it is learned, while it is only looked at, while it waits in
+main memory, and with deep features that are reused."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
