@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dreamvideo import media
 from dreamvideo.bases.base import VideoBase, fingerprint
+from dreamvideo.bases.text import batched
 from dreamvideo.concept import Concept, Example
 from dreamvideo.diffusion import Draw, generator
 from dreamvideo.errors import BadInput
@@ -247,8 +248,7 @@ class Data:
         picks = [_pick(item, start) for item, start in zip(items, windows, strict=True)]
         mean, std = (torch.stack([pick[name] for pick in picks]).to(self.base.device) for name in ("mean", "std"))
         prompts = tuple(item.prompt for item in items)
-        known = self._text
-        text = self.base.encode_text(prompts) if live_text else torch.stack([known[prompt] for prompt in prompts])
+        text = self.base.encode_text(prompts) if live_text else batched(self._text, prompts)
         return Batch(
             latents=draw.posterior(mean, std),
             prompts=prompts,
@@ -268,7 +268,7 @@ class Data:
         return Batch(
             latents=torch.stack(chosen).to(self.base.device).expand(-1, -1, frames, -1, -1),
             prompts=(prompt,) * count,
-            text=self._text[prompt].expand(count, -1, -1),
+            text=batched(self._text, [prompt] * count),
             empty_text=self.empty_text,
         )
 

@@ -148,7 +148,7 @@ def estimate(recipe: Recipe, base: VideoBase, concept: Concept, stage: Stage) ->
     parameters = [p for adapters in stage.learn.values() for p in adapters.requires_grad_(True).parameters()]
 
     def update() -> None:
-        text = base.encode_text([""] * train.batch)
+        text = base.encode_text([""] * train.batch).contiguous()  # Prompts can differ.
         x = torch.empty((train.batch, *base.latent_shape(frames, *size)), device=base.device)
         t = torch.zeros(train.batch, dtype=torch.long, device=base.device)
         with base.autocast():

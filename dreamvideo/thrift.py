@@ -71,7 +71,7 @@ def _denoising(base: VideoBase, config: SampleConfig, sets: Sequence[AdapterSet]
     size = (config.frames, config.height, config.width)
 
     def step() -> None:
-        text = base.encode_text([""] * branches)
+        text = base.encode_text([""] * branches).contiguous()  # Branches differ.
         x = torch.empty((branches, *base.latent_shape(*size)), device=base.device)
         with base.autocast():
             base.predict(x, torch.zeros(branches, dtype=torch.long, device=base.device), text)

@@ -56,10 +56,11 @@ ARROWS = {
     "bases.base": "adapters.attention adapters.graft adapters.layers adapters.ports adapters.words bases.images "
     "bases.modes bases.places bases.records bases.text diffusion",
     "bases.places": "adapters.graft adapters.layers adapters.ports adapters.storage",
-    "bases.videocrafter": "bases.base bases.images bases.parts bases.unet3d official.checkpoint official.unet",
+    "bases.videocrafter": "adapters.ports bases.base bases.images bases.parts bases.unet3d "
+    "official.checkpoint official.unet",
     "bases.*": "adapters.attention adapters.ports bases.base bases.images bases.parts",
     # row 2: how
-    "data": "bases.base concept diffusion media views",
+    "data": "bases.base bases.text concept diffusion media views",
     "methods": "discovery methods.method",
     "methods.prompts": "concept",
     "methods.*": "methods.method methods.prompts methods.tuning adapters.* bases.base concept data diffusion views",

@@ -17,6 +17,7 @@ from dreamvideo.adapters.layers import LAYERS
 from dreamvideo.adapters.lora import LoRA
 from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, ResnetBlock2D, close_ports
 from dreamvideo.bases.base import Compile, VideoBase
+from dreamvideo.bases.text import batched
 from dreamvideo.diffusion import generator
 from dreamvideo.progress import Progress, driven
 from dreamvideo.sample import Composition, SampleConfig
@@ -78,6 +79,24 @@ def test_text_becomes_keys_and_values_once_a_sample(base: VideoBase, frames: int
         base.predict(noise(2, 4, frames, 4, 4), torch.tensor([40, 800]), text)
     assert shapes
     assert set(shapes) == {(2, 77, 32)}
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_equal_prompts_become_keys_and_values_once(base: VideoBase, frames: int):
+    """With the gradient that they have apart."""
+    x, t = noise(3, 4, frames, 4, 4), torch.tensor([40, 500, 800])
+    row = noise(77, 32, name="text").requires_grad_()
+
+    def said(text: Tensor) -> tuple[Tensor, ...]:
+        with watched(layers(base, "space", "attn2.to_[kv]")) as shapes:
+            y = base.predict(x, t, text)
+        assert {shape[0] for shape in shapes} == {1 if text is together else 3}
+        return y, *torch.autograd.grad(y.square().sum(), row)
+
+    together = batched({"a dog": row}, ["a dog"] * 3)
+    for ours, apart in zip(said(together), said(together.clone()), strict=True):
+        assert apart.abs().max() > 1e-3
+        assert torch.allclose(ours, apart, atol=1e-5, rtol=1e-4)
 
 
 def test_a_stock_pipelines_own_call_is_not_taken_for_ours(unet3d: VideoBase):

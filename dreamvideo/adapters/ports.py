@@ -41,6 +41,7 @@ __all__ = [
     "open_ports",
     "put_grafts",
     "rematerialised",
+    "sharing",
     "start_detached",
 ]
 
@@ -71,7 +72,9 @@ class Givens:
         self.reach: Reach = "frame"
         self.control: Control | None = None
         self.frames = 1
-        """Of the current call: frames that follow each other in the batch of spatial layers and share one text."""
+        """Of the current call, where spatial layers look at other frames."""
+        self.per_text = 1
+        """Of the current call: rows that follow each other in the batch of spatial layers and share one text."""
         self.kept: Kept | None = None
         """What the texts' keys and values were in calls before, while the texts stay the same."""
         self.rematerialise = False
@@ -132,6 +135,12 @@ def rematerialised(givens: Givens, function: Any, *args: Any) -> Any:
     return function(*args)
 
 
+def sharing(x_t: Tensor, text: Tensor) -> int:
+    """Latents (B, C, F, h, w), text (B, L, D) -> how many rows of the batch (B F, ...) of spatial layers follow each
+    other and share one text: all of them, where the text is one row in memory, as it is of equal prompts."""
+    return x_t.shape[2] * (len(text) if text.stride(0) == 0 else 1)
+
+
 def start_detached(states: Tensor) -> Tensor:
     """What is made of text states, (B, L, D) -> the same; the start token, equal in every prompt, has no gradient."""
     return torch.cat([states[:, :1].detach(), states[:, 1:]], dim=1)
@@ -177,7 +186,7 @@ class BasicTransformerBlock(StockTransformerBlock):
             cross_attention_kwargs or {},
             self.givens.condition,
             self.givens.control,
-            self.givens.frames,
+            self.givens.per_text,
         )
 
     def branches(
@@ -189,17 +198,17 @@ class BasicTransformerBlock(StockTransformerBlock):
         options: dict[str, Any],
         given: Condition | None,
         control: Control | None,
-        frames: int,
+        per_text: int,
         seen: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The three residual branches, each through its port. Every text comes `frames` times in a row. `seen` makes
+        """The three residual branches, each through its port. Every text comes `per_text` times in a row. `seen` makes
         of the normalised stream what self-attention looks at; None: the stream itself."""
         inner = self.placed(self.norm1(x))
         own_text = text if self.only_cross_attention else None if seen is None else seen(inner)
-        x = self.port("attn1", x, self.attend("attn1", inner, own_text, mask, options, control, frames=1), given)
+        x = self.port("attn1", x, self.attend("attn1", inner, own_text, mask, options, control, per_text=1), given)
         if self.attn2 is not None:
             inner = self.placed(self.norm2(x))
-            branch = self.attend("attn2", inner, text, text_mask, options, control, frames=frames)
+            branch = self.attend("attn2", inner, text, text_mask, options, control, per_text=per_text)
             x = self.port("attn2", x, branch, given)
         return self.port("ff", x, self.ff(self.norm3(x)), given)
 
@@ -212,23 +221,23 @@ class BasicTransformerBlock(StockTransformerBlock):
         options: dict[str, Any],
         control: Control | None,
         *,
-        frames: int,
+        per_text: int,
     ) -> Tensor:
         """What the attention of that port says, with other probabilities where the control has some. Every text comes
-        `frames` times in a row."""
+        `per_text` times in a row."""
         attention = getattr(self, port)
         change = None if control is None else control(port, x.shape[1])
         if change is not None:
             return attended(attention, x, text, mask, change)
         if text is None:
             return _within(attention, x, mask, options)
-        # Queries do not meet each other: a sample's frames are one sequence, and need its text once.
-        together = x.unflatten(0, (-1, frames)).flatten(1, 2)
-        mask = None if mask is None else mask[::frames]
+        # Queries do not meet each other: rows of one text are one sequence, and need it once.
+        together = x.unflatten(0, (-1, per_text)).flatten(1, 2)
+        mask = None if mask is None else mask[::per_text]
         kept = self.givens.kept
         if kept is None or mask is not None or not _stock(attention) or _learned(attention.to_k, attention.to_v):
-            return attention(together, text[::frames], mask, **options).view_as(x)
-        return recalled(attention, together, text[::frames], kept).view_as(x)
+            return attention(together, text[::per_text], mask, **options).view_as(x)
+        return recalled(attention, together, text[::per_text], kept).view_as(x)
 
     def placed(self, x: Tensor) -> Tensor:
         return x if self.pos_embed is None else self.pos_embed(x)

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, MotionAdapter, UNet2DConditionModel, UNetMo
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D as StockMotionTransformer
 from torch import Tensor, nn
 
-from dreamvideo.adapters.ports import Givens
+from dreamvideo.adapters.ports import Givens, sharing
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.parts import load_parts, tiny_parts
 from dreamvideo.errors import BadInput, Unsupported
@@ -120,9 +120,9 @@ class AnimateDiff(VideoBase):
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         # This denoiser wants the text once for every frame; elsewhere only its pipeline repeats it.
-        text = text.repeat_interleave(x_t.shape[2], dim=0)
-        with self.givens.using({"frames": x_t.shape[2]}):
-            return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
+        every = text.repeat_interleave(x_t.shape[2], dim=0)
+        with self.givens.using({"per_text": sharing(x_t, text)}):
+            return self.parts.denoiser(x_t, t, every, return_dict=False)[0]
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         limit = self.parts.denoiser.config.motion_max_seq_length

@@ -19,7 +19,7 @@ from dreamvideo.bases.images import decode_frames, embed_images, encode_frames
 from dreamvideo.bases.modes import Compile
 from dreamvideo.bases.places import Places
 from dreamvideo.bases.records import DTYPES, Defaults, Origin, Parts, fingerprint
-from dreamvideo.bases.text import tokenize
+from dreamvideo.bases.text import batched, tokenize
 from dreamvideo.diffusion import Process, process_of
 from dreamvideo.errors import BadInput, MissingWeights, Unsupported
 
@@ -354,7 +354,7 @@ class VideoBase(ABC):
         unique = list(dict.fromkeys(prompts))  # A batch often says one thing.
         ids = tokenize(self.parts.tokenizer, unique, self._words, first=self._embedding.num_embeddings).to(self.device)
         states = dict(zip(unique, self.encode_ids(ids), strict=True))
-        return torch.stack([states[prompt] for prompt in prompts])
+        return batched(states, prompts)
 
     @final
     def token_vectors(self, text: str) -> Tensor:

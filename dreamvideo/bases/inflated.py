@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dreamvideo.adapters.attention import Control
 from dreamvideo.adapters.ports import BasicTransformerBlock as PortedTransformerBlock
-from dreamvideo.adapters.ports import Condition, Givens, Reach, grafts_on, rematerialised
+from dreamvideo.adapters.ports import Condition, Givens, Reach, grafts_on, rematerialised, sharing
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.parts import load_parts, tiny_parts
 from dreamvideo.errors import Unsupported
@@ -51,6 +51,7 @@ class UNet2DConditionModel(StockUNet):
         batch, video = len(sample), sample.ndim == 5
         # Every call says it anew, so that none sees the frames of another.
         self.givens.frames = frames = sample.shape[2] if video else 1
+        self.givens.per_text = sharing(sample, encoder_hidden_states) if video else 1
         if video:
             sample = sample.transpose(1, 2).flatten(0, 1)
             timestep = torch.as_tensor(timestep, device=sample.device).expand(batch).repeat_interleave(frames)
@@ -106,6 +107,7 @@ class BasicTransformerBlock(PortedTransformerBlock):
             self.givens.condition,
             self.givens.control,
             frames,
+            self.givens.per_text,
             seen,
             self.givens.bypass_time and frames == 1,
         )
@@ -120,11 +122,12 @@ class BasicTransformerBlock(PortedTransformerBlock):
         given: Condition | None,
         control: Control | None,
         frames: int,
+        per_text: int,
         seen: Callable[[Tensor], Tensor] | None,
         bypass_time: bool,
     ) -> Tensor:
         """The branches within frames, then, unless time is bypassed, what stands on the port `time`."""
-        x = self.branches(x, text, mask, text_mask, options, given, control, frames, seen)
+        x = self.branches(x, text, mask, text_mask, options, given, control, per_text, seen)
         # Nobody on the port: no need to turn the stream round.
         if bypass_time or not [*grafts_on(self, "time")]:
             return x

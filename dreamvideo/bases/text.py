@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamvideo.errors import BadInput
 
-__all__ = ["tokenize"]
+__all__ = ["batched", "tokenize"]
 
 # Spaces within only: "1 < 2 and 3 > 2" names no word.
 _WORD = re.compile(r"<([^<>\s](?:[^<>]*[^<>\s])?)>")
@@ -44,3 +44,11 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], words: Mapping[str, int], *
         ids = [tokenizer.bos_token_id, *ids[: length - 2], tokenizer.eos_token_id]
         rows.append(ids + [tokenizer.pad_token_id] * (length - len(ids)))
     return torch.tensor(rows)
+
+
+def batched(states: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
+    """States (L, D) by prompt -> those of `prompts` (B, L, D). Where they all say the same it is one row in memory, of
+    which attention makes keys and values once."""
+    if len({*prompts}) == 1:
+        return states[prompts[0]].expand(len(prompts), -1, -1)
+    return torch.stack([states[prompt] for prompt in prompts])

@@ -12,7 +12,7 @@ from diffusers.models.resnet import TemporalConvLayer as StockTemporalConv
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel as StockTemporalTransformer
 from torch import Tensor, nn
 
-from dreamvideo.adapters.ports import Givens, rematerialised
+from dreamvideo.adapters.ports import Givens, rematerialised, sharing
 from dreamvideo.bases.base import Defaults, Origin, VideoBase
 from dreamvideo.bases.parts import load_parts, tiny_parts
 
@@ -111,7 +111,7 @@ class UNet3D(VideoBase):
         return "time" if isinstance(owner, StockTemporalTransformer) else "space"
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        with self.givens.using({"frames": x_t.shape[2]}):
+        with self.givens.using({"per_text": sharing(x_t, text)}):
             return self.parts.denoiser(x_t, t, text, return_dict=False)[0]
 
     def pipeline(self) -> Any:

@@ -29,6 +29,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dreamvideo.adapters.ports import sharing
 from dreamvideo.bases.base import Defaults, Origin, Parts, VideoBase
 from dreamvideo.bases.parts import load_image_encoder, load_parts, tiny_parts
 from dreamvideo.bases.unet3d import TemporalConvLayer, TransformerTemporalModel
@@ -141,7 +142,7 @@ class VideoCrafter(VideoBase):
         return "time" if isinstance(owner, StockTemporalTransformer) else "space"
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        with self.givens.using({"frames": x_t.shape[2]}):
+        with self.givens.using({"per_text": sharing(x_t, text)}):
             return self.parts.denoiser(_scaled(x_t, t), t, text, return_dict=False)[0]
 
     def pipeline(self) -> Any:
