@@ -172,7 +172,8 @@ def options(doc: str, *, bases: tuple[str, ...]) -> argparse.ArgumentParser:
 
 
 def write(out: Path, name: str, results: Mapping[str, Any], device: str) -> Path:
-    """Results beside the versions and the hardware they were made with, and printed."""
+    """Results beside the versions and the hardware they were made with, and printed. Those of other bases that lie
+    there stay, if they were made with the same."""
     hardware = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     facts = {
         "hardware": hardware,
@@ -181,7 +182,9 @@ def write(out: Path, name: str, results: Mapping[str, Any], device: str) -> Path
     }
     print(json.dumps(results, indent=2))
     path = out / f"{name}-{'cpu' if device == 'cpu' else 'gpu'}.json"
-    write_json(path, {**facts, "results": results})
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = known.pop("results", {})
+    write_json(path, {**facts, "results": {**(before if known == facts else {}), **results}})
     return path
 
 

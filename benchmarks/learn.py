@@ -1,23 +1,21 @@
 """Seconds per update and per stage: our loop against a plain one that does in each step what the official code does.
 
-Ours is `dreamvideo.train.fit` as users run it, its cache and bookkeeping included; the plain side is `official.py`.
-Both learn with the same draws from the same start on the same base, in turns: after each of our updates comes a plain
-one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart two plain runs
-end whose sums are taken in another order (`plain_apart`).
+Ours is `dreamvideo.train.updates` as users run it, its cache and bookkeeping included; the plain side is `official.py`.
+All sides learn with the same draws from the same start on the same base, in turns: after each of our updates comes a
+plain one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart plain runs
+end whose sums are taken in other orders (`plain_apart`, the larger of two).
 
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
-`--compile emojiworld` learns the motion there again with compiled blocks, and with the whole denoiser compiled, and
-tells after how many updates that has paid for the compiling.
+`--compile` has further sides of ours in turns with the rest, with compiled blocks and with the whole denoiser compiled.
+It tells how long compiling takes at first and when torch has what it compiled on disk, and how many updates pay for it.
 
-    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile emojiworld]
-        [--out FOLDER]
+    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile blocks whole] [--out FOLDER]
 """
 
+import os
 import statistics
-import time
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +29,7 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamvideo import media, train
+from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept
 from dreamvideo.data import order, to_pixels
@@ -46,29 +45,6 @@ _KINDS = {
     "normalisation": ("norm",),
     "optimizer": ("adam", "foreach"),
 }
-
-
-class Watch:
-    """What our loop is told after an update: notes its time, then lets the plain side do the same update."""
-
-    def __init__(self, base: VideoBase, plain: dict[str, Official], numbers: Iterator[list[int]]) -> None:
-        self.base, self.plain, self.numbers = base, plain, numbers
-        self.seconds: dict[str, dict[str, list[float]]] = {}
-        self.begun = self.last = common.clock(base.device)
-
-    def __call__(self, progress: Progress) -> None:
-        now = common.clock(self.base.device)
-        mine = self.seconds.setdefault(progress.stage, {"ours": [], "plain": []})
-        mine["ours"].append(now - self.last)
-        side = self.plain[progress.stage]
-        if progress.stage == "identity" and progress.step == 1:
-            # The word that the plain side's first stage has learned.
-            with torch.no_grad():
-                side.word.copy_(self.plain["word"].word)
-        with torch.enable_grad():
-            side.update(progress.step, next(self.numbers))
-        self.last = common.clock(self.base.device)
-        mine["plain"].append(self.last - now)
 
 
 def pixels(base: VideoBase, concept: Concept) -> list[Tensor]:
@@ -110,52 +86,130 @@ def batches(recipe: Recipe, concept: Concept, updates: int) -> Iterator[list[int
         yield from (next(stage) for _ in range(updates))
 
 
-def another_order(base: VideoBase, recipe: Recipe, concept: Concept, updates: int) -> dict[str, Tensor]:
-    """The plain side once more, with kernels that sum in another order -> what each stage learned."""
-    sides, numbers = plain_sides(base, recipe, concept), batches(recipe, concept, updates)
-    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-        for name, side in sides.items():
-            if name == "identity":
-                with torch.no_grad():
-                    side.word.copy_(sides["word"].word)
-            for step in range(1, updates + 1):
-                side.update(step, next(numbers))
-    return {name: side.learned() for name, side in sides.items()}
+def plainly(sides: dict[str, Official], numbers: Iterator[list[int]], updates: int) -> Iterator[str]:
+    """Learn on the plain side -> the stage's name, after every update."""
+    for name, side in sides.items():
+        if name == "identity":
+            # The word that the first stage has learned.
+            with torch.no_grad():
+                side.word.copy_(sides["word"].word)
+        for step in range(1, updates + 1):
+            side.update(step, next(numbers))
+            yield name
 
 
-def ours_learned(concept_file: Any, stage: str) -> Tensor:
+def as_users(
+    base: VideoBase, method: str, concept: Concept, updates: int, learned: dict[str, Tensor], *, compile: str = "none"
+) -> Iterator[str]:
+    """Learn with our loop -> the stage's name, after every update; at the end `learned` is what each stage learned."""
+    recipe = paper_recipe(base, method, concept, updates, compile=compile)
+    with TemporaryDirectory() as folder:
+        work = train.updates(recipe, base, concept, Path(folder))
+        while True:
+            try:
+                progress = next(work)
+            except StopIteration as done:
+                learned.update({name: _flat(done.value, name) for name in PAPER_STEPS if name in done.value.sets})
+                return
+            yield progress.stage
+
+
+def paper_recipe(base: VideoBase, method: str, concept: Concept, updates: int, *, compile: str = "none") -> Recipe:
+    """The paper's, for that many updates of each stage."""
+    wishes = {"steps": updates, "save_every": 10 * updates, "compile": compile}
+    settings = {"train": wishes, "data": {"frames": base.defaults.frames}}
+    return resolve(method, base, concept, recipe="paper", settings=[settings])
+
+
+def _flat(concept_file: ConceptFile, stage: str) -> Tensor:
     values = {name.replace("vectors", ""): t for name, t in concept_file.sets[stage].state_dict().items()}
     return torch.cat([values[name].flatten() for name in sorted(values)])
 
 
-def compare(base: VideoBase, method: str, concept: Concept, updates: int) -> dict[str, Any]:
-    """Seconds of both sides for every stage of a method, and how far apart what they learn is."""
-    settings = {"train": {"steps": updates, "save_every": 10 * updates}, "data": {"frames": base.defaults.frames}}
-    recipe = resolve(method, base, concept, recipe="paper", settings=[settings])
-    sides = plain_sides(base, recipe, concept)
-    starts = {name: side.learned() for name, side in sides.items()}
-    watch = Watch(base, sides, batches(recipe, concept, updates))
-    with TemporaryDirectory() as folder:
-        learned = train.fit(recipe, base, concept, Path(folder), on_step=watch)
-    again = another_order(base, recipe, concept, updates)
+def in_turns(sides: Mapping[str, Iterator[str]], device: torch.device) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every update of each side, by stage. After an update of one side comes that of the next."""
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+    waiting = dict(sides)
+    while waiting:
+        for name, side in sides.items():
+            begun = common.clock(device)
+            if (stage := next(side, None)) is None:
+                waiting.pop(name, None)
+            else:
+                seconds[name].setdefault(stage, []).append(common.clock(device) - begun)
+    return seconds
+
+
+def other_orders(base: VideoBase, recipe: Recipe, concept: Concept, updates: int) -> list[dict[str, Tensor]]:
+    """The plain side twice more, with kernels that sum in another order and with one thread or, where there is but one,
+    two -> what each stage learned."""
+
+    def learned() -> dict[str, Tensor]:
+        sides = plain_sides(base, recipe, concept)
+        for _ in plainly(sides, batches(recipe, concept, updates), updates):
+            pass
+        return {name: side.learned() for name, side in sides.items()}
+
+    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        other_kernels = learned()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        return [other_kernels, learned()]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare(
+    base: VideoBase, method: str, concept: Concept, updates: int, ways: Mapping[str, VideoBase]
+) -> dict[str, Any]:
+    """Seconds of all sides for every stage of a method, and how far apart what they learn is. `ways` to compile come
+    with a base of their own each."""
+    recipe = paper_recipe(base, method, concept, updates)
+    plain, learned = plain_sides(base, recipe, concept), dict[str, Tensor]()
+    starts = {name: side.learned() for name, side in plain.items()}
+    sides = {
+        "ours": as_users(base, method, concept, updates, learned),
+        "plain": plainly(plain, batches(recipe, concept, updates), updates),
+        **{way: as_users(other, method, concept, updates, {}, compile=way) for way, other in ways.items()},
+    }
+    seconds = in_turns(sides, base.device)
+    again = {way: from_disk(other, method, concept, way) for way, other in ways.items()}
+    others = other_orders(base, recipe, concept, updates)
     found = {}
-    for name, seconds in watch.seconds.items():
-        ours, plain = (statistics.median(seconds[side][1:]) for side in ("ours", "plain"))
-        result = {"ours": ours, "plain": plain, "ratio": plain / ours}
+    for name, side in plain.items():
+        update = {which: statistics.median(times[name][1:]) for which, times in seconds.items()}
         # What is encoded once lies before the first update; the second stage of a subject has it already.
-        once = max(0.0, seconds["ours"][0] - ours)
-        steps = PAPER_STEPS[name]
-        moved = (sides[name].learned() - starts[name]).norm()
+        once = max(0.0, seconds["ours"][name][0] - update["ours"])
+        steps, end = PAPER_STEPS[name], side.learned()
+        moved = (end - starts[name]).norm()
         found[name] = {
-            **result,
+            "ours": update["ours"],
+            "plain": update["plain"],
+            "ratio": update["plain"] / update["ours"],
             "once": once,
-            "stage_ours": once + steps * ours,
-            "stage_plain": steps * plain,
-            "stage_ratio": steps * plain / (once + steps * ours),
-            "apart": float((ours_learned(learned, name).to(moved.device) - sides[name].learned()).norm() / moved),
-            "plain_apart": float((again[name] - sides[name].learned()).norm() / moved),
+            "stage_ours": once + steps * update["ours"],
+            "stage_plain": steps * update["plain"],
+            "stage_ratio": steps * update["plain"] / (once + steps * update["ours"]),
+            "apart": float((learned[name].to(moved.device) - end).norm() / moved),
+            "plain_apart": max(float((other[name] - end).norm() / moved) for other in others),
         }
+        for way in ways:
+            cold = seconds[way][name][0] - once - update[way]
+            costs = {"cold": cold, "warm": again[way][name]}
+            gain = update["ours"] - update[way]
+            pays = {f"{which}_pays_after": cost / gain for which, cost in costs.items() if gain > 0}
+            compiled = {"update": update[way], "ratio": update["plain"] / update[way], **costs, **pays}
+            found[name].setdefault("compile", {})[way] = compiled
     return found
+
+
+def from_disk(base: VideoBase, method: str, concept: Concept, way: str) -> dict[str, float]:
+    """Seconds of compiling in every stage, when torch has on disk what it compiled before."""
+    torch.compiler.reset()
+    seconds = in_turns({way: as_users(base, method, concept, 3, {}, compile=way)}, base.device)[way]
+    # Examples are encoded anew, too: far less.
+    return {name: times[0] - statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def counted(base: VideoBase, recipe: Recipe, concept: Concept) -> dict[str, float]:
@@ -168,52 +222,22 @@ def counted(base: VideoBase, recipe: Recipe, concept: Concept) -> dict[str, floa
     return found
 
 
-def timed(base: VideoBase, method: str, concept: Concept, updates: int, how: str) -> list[float]:
-    """Seconds of every update of a method with one stage, compiled in that way; the first has all that is done once."""
-    wishes = {"steps": updates, "save_every": 10 * updates, "compile": how}
-    settings = {"train": wishes, "data": {"frames": base.defaults.frames}}
-    recipe = resolve(method, base, concept, recipe="paper", settings=[settings])
-    times = [common.clock(base.device)]
-    with TemporaryDirectory() as folder:
-        train.fit(recipe, base, concept, Path(folder), on_step=lambda _: times.append(common.clock(base.device)))
-    return [after - before for before, after in pairwise(times)]
-
-
-def compiled(base: VideoBase, method: str, concept: Concept, updates: int) -> dict[str, dict[str, float]]:
-    """Of every way to compile: seconds an update, those of compiling, and how many updates pay for it, if any do."""
-    first, *rest = timed(base, method, concept, updates, "none")
-    update = statistics.median(rest)
-    found = {"none": {"update": update}}
-    for how in ("blocks", "whole"):
-        slow, *fast = timed(base, method, concept, updates, how)
-        found[how] = {"update": statistics.median(fast), "compiling": slow - first}
-        gain = update - found[how]["update"]
-        found[how] |= {"pays_after": found[how]["compiling"] / gain} if gain > 0 else {}
-    return found
-
-
 def profiled(base: VideoBase, method: str, concept: Concept) -> dict[str, Any]:
-    """Where the time of one of our updates goes, and how near it is to its matrix products alone."""
-    settings = {"train": {"steps": 3, "save_every": 100}, "data": {"frames": base.defaults.frames}}
-    recipe = resolve(method, base, concept, recipe="paper", settings=[settings])
-    counter, traces, flops, seconds = FlopCounterMode(display=False), {}, {}, {}
-    marks = {"flops": 0.0, "time": time.perf_counter()}
+    """Where the time of one of our updates goes, and what its matrix products alone would take."""
+    recipe = paper_recipe(base, method, concept, 4)
+    counter, traces, flops = FlopCounterMode(display=False), dict[str, profile](), dict[str, float]()
 
     def on_step(progress: Progress) -> None:
-        # The first update warms up, the second is counted, the third is timed.
-        now, total = common.clock(base.device), counter.get_total_flops()
-        if progress.step == 2:
-            flops[progress.stage] = total - marks["flops"]
+        # The first update warms up, the second is counted, the third is looked at, and the last one saves.
+        if progress.step == 1:
+            counter.__enter__()
+        elif progress.step == 2:
+            flops[progress.stage] = counter.get_total_flops()
             counter.__exit__(None, None, None)
             traces[progress.stage] = profile()
             traces[progress.stage].__enter__()
         elif progress.step == 3:
-            seconds[progress.stage] = now - marks["time"]
             traces[progress.stage].__exit__(None, None, None)
-        elif progress.step == 1:
-            counter.__enter__()
-            total = counter.get_total_flops()
-        marks.update(flops=total, time=common.clock(base.device))
 
     with TemporaryDirectory() as folder:
         train.fit(recipe, base, concept, Path(folder), on_step=on_step)
@@ -224,7 +248,6 @@ def profiled(base: VideoBase, method: str, concept: Concept) -> dict[str, Any]:
             "gflop_plain": plain[stage] / 1e9,
             "ratio_gflop": plain[stage] / flops[stage],
             "floor": flops[stage] / rate,
-            "of_floor": flops[stage] / rate / seconds[stage],
             "shares": _shares(trace),
         }
         for stage, trace in traces.items()
@@ -246,21 +269,21 @@ def main() -> None:
     parser = common.options(__doc__, bases=("emojiworld", "mid"))
     parser.add_argument("--updates", type=int, default=8, help="of each stage; the first is left out")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--compile", choices=common.BASES, nargs="+", default=[])
+    parser.add_argument("--compile", choices=("blocks", "whole", "graphs"), nargs="+", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {}
-    for name in options.base:
-        with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        for name in options.base:
             base = common.load(name, options.device)
-            for method, concept in common.concepts(Path(folder), base).items():
-                stages = compare(base, method, concept, options.updates)
+            ways = {way: common.load(name, options.device) for way in options.compile}
+            for method, concept in common.concepts(Path(folder) / name, base).items():
+                stages = compare(base, method, concept, options.updates, ways)
                 if options.profile:
-                    told = profiled(base, method, concept)
-                    stages = {stage: {**values, **told[stage]} for stage, values in stages.items()}
+                    for stage, told in profiled(base, method, concept).items():
+                        stages[stage] |= {**told, "of_floor": told["floor"] / stages[stage]["ours"]}
                 results.setdefault(name, {}).update(stages)
-                if name in options.compile and method == "dreamvideo-motion":
-                    results.setdefault("compile", {})[name] = compiled(base, method, concept, options.updates)
     common.write(options.out, "learn", results, options.device)
 
 

@@ -15,7 +15,7 @@ OUT = Path(__file__).parents[1] / "docs" / "speed"
 HEAD = """# Speed and memory
 
 Written by `benchmarks/speed.py` from the files in `speed/`; the first lines of each script under `benchmarks/` say how
-its numbers are made. Both sides of every ratio ran in turns in one process; ways of compiling ran one after another.
+its numbers are made. Both sides of every ratio ran in turns in one process.
 """
 BYTES = {name: name for name in ("frozen", "learned", "passing", "estimate", "measured")}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -36,14 +36,21 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "floor": "floor, s",
         "of_floor": "floor as part of our time",
     },
-    "compile": {"update": "update, s", "compiling": "compiling, s", "pays_after": "pays after, updates"},
+    "compile": {
+        "update": "update, s",
+        "ratio": "plain to this",
+        "cold": "compiling, s",
+        "cold_pays_after": "pays after, updates",
+        "warm": "again from disk, s",
+        "warm_pays_after": "pays after, updates",
+    },
     "memory": BYTES,
     "thrift": BYTES,
 }
 TITLES = {
     "learn": "Learning: seconds an update, and a stage of the paper's length",
     "profile": "Where an update's time goes",
-    "compile": "Compiling, while a motion is learned",
+    "compile": "Learning with torch.compile",
     "sample": "Sampling",
     "approximate": "Options that approximate, on EmojiWorld",
     "memory": "Memory while a motion is learned, MiB",
@@ -64,7 +71,7 @@ def table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], u
 def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
     """The tables of one file."""
     results = dict(results)
-    approximate, compiled = (results.pop(name, None) for name in ("approximate", "compile"))
+    approximate = results.pop("approximate", None)
     for base, rows in results.items():
         yield from ("", f"**{base}**", "")
         if kind == "sample":
@@ -76,16 +83,17 @@ def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
             yield f"![](speed/{place}-{base}.png)"
         else:
             yield from table(rows, COLUMNS[kind], 2**20 if COLUMNS[kind] is BYTES else 1.0)
-    profiled = {f"{base}, {stage}": row for base, rows in results.items() for stage, row in rows.items()
-                if kind == "learn" and "shares" in row}  # fmt: skip
-    if profiled:
+    stages = {f"{base}, {stage}": row for base, rows in results.items() for stage, row in rows.items()
+              if kind == "learn"}  # fmt: skip
+    if profiled := {name: row for name, row in stages.items() if "shares" in row}:
         shares = {name: row["shares"] for name, row in profiled.items()}
         yield from ("", f"## {TITLES['profile']}", "", *table(profiled, COLUMNS["profile"]), "")
         yield from table(shares, {key: key for row in shares.values() for key in row})
-    if compiled is not None:
-        yield from ("", f"## {TITLES['compile']}")
-        for base, rows in compiled.items():
-            yield from ("", f"**{base}**", "", *table(rows, COLUMNS["compile"]))
+    compiled = {
+        f"{name}, {way}": row for name, stage in stages.items() for way, row in stage.get("compile", {}).items()
+    }
+    if compiled:
+        yield from ("", f"## {TITLES['compile']}", "", *table(compiled, COLUMNS["compile"]))
     if approximate is not None:
         yield from ("", f"## {TITLES['approximate']}", "")
         yield from table(approximate, {key: key for key in next(iter(approximate.values()))})

@@ -44,7 +44,8 @@ def _compiled(modules: Sequence[nn.Module], compile: Compile) -> Iterator[None]:
         module.compile(dynamic=False, mode="reduce-overhead" if compile == "graphs" else None)
     # Blocks share their code, and there are more of them than torch is ready to compile one code for.
     try:
-        with torch._dynamo.config.patch(recompile_limit=max(8, 2 * len(modules))):
+        limit = max(torch._dynamo.config.recompile_limit, 2 * len(modules))
+        with torch._dynamo.config.patch(recompile_limit=limit):
             yield
     finally:
         for module in modules:
