@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dreamvideo.adapters.ports import BasicTransformerBlock, Condition, ResnetBl
 from dreamvideo.bases.base import Compile, VideoBase
 from dreamvideo.bases.text import batched
 from dreamvideo.diffusion import generator
+from dreamvideo.errors import Unsupported
 from dreamvideo.progress import Progress, driven
 from dreamvideo.sample import Composition, SampleConfig
 
@@ -310,4 +312,19 @@ def test_learning_compiled_is_learning(unet3d: VideoBase, compile: Compile, monk
     for ours, theirs in zip(made, plain, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
     assert all(module._compiled_call_impl is None for module in base.parts.denoiser.modules())
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+def test_who_has_no_compiler_is_told(unet3d: VideoBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x, text = noise(1, 4, 2, 4, 4), noise(1, 77, 32, name="text")
+    torch._dynamo.reset()
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(Unsupported, match=r"torch cannot compile here .*no-such-compiler.*train\.compile=none"),
+        unet3d.learning(compile="blocks"),
+    ):
+        unet3d.predict(x, torch.tensor([500]), text)
+    assert all(module._compiled_call_impl is None for module in unet3d.parts.denoiser.modules())
     torch._dynamo.reset()

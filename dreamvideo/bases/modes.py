@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from dreamvideo.errors import Unsupported
 
 __all__ = ["Compile", "Echo", "learning", "resting", "waiting"]
 
@@ -47,6 +50,9 @@ def _compiled(modules: Sequence[nn.Module], compile: Compile) -> Iterator[None]:
         limit = max(torch._dynamo.config.recompile_limit, 2 * len(modules))
         with torch._dynamo.config.patch(recompile_limit=limit):
             yield
+    except BackendCompilerFailed as error:
+        why = str(error).partition("\n")[0]
+        raise Unsupported(f"torch cannot compile here ({why}): mend that, or --set train.compile=none") from error
     finally:
         for module in modules:
             module._compiled_call_impl = None  # Set by nn.Module.compile, which has no undoing of its own.
