@@ -2,7 +2,8 @@
 
 All three sample the same noise with the same DDIM steps and decode it. `apart` is the largest difference of a pixel,
 in [-1, 1]. Then, on `emojiworld`, the options that approximate, each beside what it changes: `drift` is the mean
-difference of a pixel from the exact video of the same noise, and the scores are means over the same videos.
+difference of a pixel from the exact video of the same noise, and the scores are means over the same videos. They run in
+turns, too.
 
     python benchmarks/sample.py [--base emojiworld mid] [--rounds 3] [--out FOLDER]
 """
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import common
+import numpy as np
 import official
 import torch
 from diffusers import TextToVideoSDPipeline
@@ -84,20 +86,25 @@ def approximate(device: str) -> dict[str, Any]:
     options = {"exact": ("auto", SampleConfig()), **APPROXIMATE}
     named = {dtype for dtype, _ in options.values()}
     bases = {dtype: api.load_base("emojiworld", dtype=dtype, device=device) for dtype in named}
-    table, exact = {}, []
-    for name, (dtype, config) in options.items():
-        base, videos, seconds = bases[dtype], [], []
-        for seed, prompt in enumerate(PROMPTS):
-            begun = common.clock(base.device)
-            videos.append(api.generate(base, prompt, seed=seed, config=config).frames)
-            seconds.append(common.clock(base.device) - begun)
-        exact = exact or videos
-        row = {"seconds": statistics.median(seconds)}
-        drifts = [abs(ours.astype(float) - other).mean() / 255 for ours, other in zip(videos, exact, strict=True)]
-        samples = [Sample(frames=f, prompt=p, references=()) for f, p in zip(videos, PROMPTS, strict=True)]
-        scores = {metric.name: statistics.mean(metric.measure(each) for each in samples) for metric in chosen}
-        table[name] = {**row, "drift": statistics.mean(drifts), **scores}
-    return {name: {**row, "ratio": table["exact"]["seconds"] / row["seconds"]} for name, row in table.items()}
+    videos: dict[str, list[np.ndarray]] = {name: [] for name in options}
+    seconds: dict[str, list[float]] = {name: [] for name in options}
+    for seed, prompt in enumerate(PROMPTS):
+        for name, (dtype, config) in options.items():
+            begun = common.clock(bases[dtype].device)
+            videos[name].append(api.generate(bases[dtype], prompt, seed=seed, config=config).frames)
+            seconds[name].append(common.clock(bases[dtype].device) - begun)
+    table = {}
+    for name, made in videos.items():
+        pairs = zip(made, videos["exact"], strict=True)
+        drift = statistics.mean(abs(ours.astype(float) - other).mean() / 255 for ours, other in pairs)
+        samples = [Sample(frames=f, prompt=p, references=()) for f, p in zip(made, PROMPTS, strict=True)]
+        table[name] = {
+            "seconds": statistics.median(seconds[name]),
+            "drift": drift,
+            **{metric.name: statistics.mean(metric.measure(each) for each in samples) for metric in chosen},
+            "ratio": statistics.median(seconds["exact"]) / statistics.median(seconds[name]),
+        }
+    return table
 
 
 def main() -> None:
