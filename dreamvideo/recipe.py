@@ -50,7 +50,7 @@ class TrainConfig:
     """Autoencoder and image encoder wait in main memory once the examples are encoded; previews decode there."""
     compile: Compile = "none"
     """What torch.compile is given: each transformer block, the denoiser, or the denoiser for CUDA graphs. It takes
-    minutes first: see docs/speed.md for when that pays."""
+    minutes at first, seconds when torch has the kernels on disk: see docs/speed.md for when that pays."""
     save_every: Annotated[int, Field(ge=1)] = 200
     """Updates between states from which a run can go on, and between checkpoints."""
     preview_every: Annotated[int, Field(ge=0)] = 0
