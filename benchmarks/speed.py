@@ -5,6 +5,7 @@ python benchmarks/speed.py [--out FOLDER]
 
 import argparse
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,27 @@ TITLES = {
     "scale": "How cost grows, seconds",
 }
 
+NOTES = {
+    "learn": "A stage is what is done once and as many updates as the paper's. The last two columns are how far apart "
+    "what was learned is, as a part of how far it came: ours from plain, and plain from plain with other orders of "
+    "summation.",
+    "profile": "GFLOP are those of the products and convolutions of an update. The floor is what ours would take at "
+    "the rate of one large matrix product. Then, what part of our time goes to which operations.",
+    "compile": "With every transformer block compiled, or the whole denoiser: at first, and when torch has the kernels "
+    "on disk. An empty place: it never pays.",
+    "sample": "The same noise, steps and weights. Apart: the largest difference of a pixel of [-1, 1].",
+    "approximate": "Drift: the mean difference of a pixel from the exact video, of 1.",
+    "memory": "The estimate is what the preflight says before any work is done. `full` has ModelScopeT2V's size and, "
+    "where there is no GPU, is only estimated.",
+}
+"""What the columns of a table mean, where their names do not say it."""
+
+
+def titled(kind: str) -> Iterator[str]:
+    yield from (f"## {TITLES[kind]}", "")
+    if kind in NOTES:
+        yield from (*textwrap.wrap(NOTES[kind], 120), "")
+
 
 def table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, str], unit: float = 1.0) -> Iterator[str]:
     """Named rows under the columns that they have."""
@@ -87,15 +109,15 @@ def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
               if kind == "learn"}  # fmt: skip
     if profiled := {name: row for name, row in stages.items() if "shares" in row}:
         shares = {name: row["shares"] for name, row in profiled.items()}
-        yield from ("", f"## {TITLES['profile']}", "", *table(profiled, COLUMNS["profile"]), "")
+        yield from ("", *titled("profile"), *table(profiled, COLUMNS["profile"]), "")
         yield from table(shares, {key: key for row in shares.values() for key in row})
     compiled = {
         f"{name}, {way}": row for name, stage in stages.items() for way, row in stage.get("compile", {}).items()
     }
     if compiled:
-        yield from ("", f"## {TITLES['compile']}", "", *table(compiled, COLUMNS["compile"]))
+        yield from ("", *titled("compile"), *table(compiled, COLUMNS["compile"]))
     if approximate is not None:
-        yield from ("", f"## {TITLES['approximate']}", "")
+        yield from ("", *titled("approximate"))
         yield from table(approximate, {key: key for key in next(iter(approximate.values()))})
 
 
@@ -105,7 +127,7 @@ def page(files: Sequence[Path]) -> str:
         told = json.loads(file.read_text(encoding="utf-8"))
         kind = file.stem.partition("-")[0]
         versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-        lines += [f"## {TITLES[kind]}", "", f"{told['hardware']}, {told['threads']} threads; {versions}."]
+        lines += [*titled(kind), f"{told['hardware']}, {told['threads']} threads; {versions}."]
         lines += [*section(kind, told["results"], file.stem), ""]
     return "\n".join(lines)
 
