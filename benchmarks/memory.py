@@ -93,6 +93,7 @@ def alone(measure: Callable[..., dict[str, float]], name: str, preset: str, opti
 
 def main() -> None:
     options = common.options(__doc__, bases=("emojiworld", "mid", "full")).parse_args()
+    torch.set_num_threads(options.threads)  # Told beside the results, which other processes make.
     for kind, measure, presets in (("memory", learning, memory.PRESETS), ("thrift", sampling, thrift.PRESETS)):
         results = {name: {preset: alone(measure, name, preset, options) for preset in presets} for name in options.base}
         common.write(options.out, kind, results, options.device)

@@ -69,8 +69,9 @@ NOTES = {
     "on disk. An empty place: it never pays.",
     "sample": "The same noise, steps and weights. Apart: the largest difference of a pixel of [-1, 1].",
     "approximate": "Drift: the mean difference of a pixel from the exact video, of 1.",
-    "memory": "The estimate is what the preflight says before any work is done. `full` has ModelScopeT2V's size and, "
-    "where there is no GPU, is only estimated.",
+    "memory": "The estimate is what the preflight says before any work is done. Measured on a CPU is by how much the "
+    "process grew, with all that libraries keep for themselves. `full` has ModelScopeT2V's size and, where there is no "
+    "GPU, is only estimated.",
 }
 """What the columns of a table mean, where their names do not say it."""
 
