@@ -322,7 +322,9 @@ def test_who_has_no_compiler_is_told(unet3d: VideoBase, tmp_path: Path, monkeypa
     torch._dynamo.reset()
     with (
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
-        pytest.raises(Unsupported, match=r"torch cannot compile here .*no-such-compiler.*train\.compile=none"),
+        pytest.raises(
+            Unsupported, match=r"torch cannot compile here .*no-such-compiler.*--restart --set train\.compile=none"
+        ),
         unet3d.learning(compile="blocks"),
     ):
         unet3d.predict(x, torch.tensor([500]), text)

@@ -52,7 +52,9 @@ def _compiled(modules: Sequence[nn.Module], compile: Compile) -> Iterator[None]:
             yield
     except BackendCompilerFailed as error:
         why = str(error).partition("\n")[0]
-        raise Unsupported(f"torch cannot compile here ({why}): mend that, or --set train.compile=none") from error
+        raise Unsupported(
+            f"torch cannot compile here ({why}): mend that, or --restart --set train.compile=none"
+        ) from error
     finally:
         for module in modules:
             module._compiled_call_impl = None  # Set by nn.Module.compile, which has no undoing of its own.
