@@ -280,6 +280,7 @@ def test_equal_prompts_pass_the_text_encoder_once(unet3d: VideoBase):
     with watched([unet3d.parts.text_encoder.get_input_embeddings()]) as shapes:
         states = unet3d.encode_text(prompts)
     assert [shape[0] for shape in shapes] == [2]
+    assert unet3d.encode_text(prompts[2:]).stride(0) == 0  # one row in memory, which `sharing` knows by that
     for state, prompt in zip(states, prompts, strict=True):
         assert torch.allclose(state, unet3d.encode_text([prompt])[0], atol=1e-6)
 
