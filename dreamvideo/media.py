@@ -363,11 +363,13 @@ def _mp4(frames: Pixels, fps: float) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(10_000)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "17"})
+        # One thread, no routine made for one processor: the bytes would vary with the machine, at times with the run
+        options = {"crf": "17", "x264-params": "cpu-independent=1"}
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.colorspace = _BT601
-        stream.codec_context.thread_count = 1  # the bytes must not depend on the machine
+        stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
