@@ -3,7 +3,10 @@
 torch is imported inside the commands that need it, so that --help and the lists answer at once.
 """
 
+import logging
+import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +21,7 @@ from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.config import parse_setting
 from dreamvideo.errors import BadInput, DreamVideoError
 from dreamvideo.options import Base, Device, Dtype, ImageEncoder, Json, weighted
-from dreamvideo.terminal import bar, outline, say, table
+from dreamvideo.terminal import bar, leads, outline, say, table
 
 __all__ = ["app", "main"]
 
@@ -360,7 +363,7 @@ def demo(
 def _base(reference: str, dtype: str, device: str, image_encoder: str | None) -> Any:
     from dreamvideo import api
 
-    if reference.startswith("tiny"):
+    if reference.startswith("tiny") and leads():
         typer.echo(f"base {reference} has random weights: it shows that everything runs, and makes noise", err=True)
     return api.load_base(reference, dtype=dtype, device=device, image_encoder=image_encoder)
 
@@ -368,12 +371,22 @@ def _base(reference: str, dtype: str, device: str, image_encoder: str | None) ->
 def main() -> None:
     """Run a command; an explained failure is one line and its exit code."""
     try:
-        app()
+        if leads():
+            app()
+        else:
+            _quietly()
     except DreamVideoError as error:
         typer.echo(f"dreamvideo: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _quietly() -> None:
+    """Run a command of which another process tells; what fails here is still said."""
+    logging.disable(logging.WARNING)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        app()
 
 
 if __name__ == "__main__":

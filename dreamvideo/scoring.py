@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import accelerate
 import numpy as np
 
-from dreamvideo import media, metrics
+from dreamvideo import media, metrics, processes
 from dreamvideo.bundled import EXAMPLES
 from dreamvideo.concept import read_concept
 from dreamvideo.errors import BadInput
@@ -43,8 +42,7 @@ def score(
     Raises:
         BadInput: a file, a folder or an encoder will not do.
     """
-    device = str(accelerate.PartialState().device) if device == "auto" else device
-    chosen = metrics.for_base(base, clip=clip, dino=dino, lpips=lpips, raft=raft, device=device)
+    chosen = metrics.for_base(base, clip=clip, dino=dino, lpips=lpips, raft=raft, device=processes.device(device))
     frames, fps = read_video(video)
     motions = () if reference_clip is None else read_motions(reference_clip, fps=fps)
     sample = Sample(

@@ -1,6 +1,7 @@
 """What the commands print: a progress bar on standard error; JSON, indented lines and tables on standard output."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,12 @@ from typing import Any
 import typer
 from tqdm import tqdm
 
-__all__ = ["bar", "outline", "say", "table"]
+__all__ = ["bar", "leads", "outline", "say", "table"]
+
+
+def leads() -> bool:
+    """Whether this process is the one of its run that speaks; `torchrun` numbers them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -25,7 +31,8 @@ def bar() -> Iterator[Callable[[str, int, int, str], None]]:
             current = stage
             # In a log file a line every half a minute is enough.
             often = 0.1 if sys.stderr.isatty() else 30
-            shown = tqdm(desc=stage, total=total, initial=done - 1, unit="step", dynamic_ncols=True, mininterval=often)
+            how = {"unit": "step", "dynamic_ncols": True, "mininterval": often, "disable": not leads()}
+            shown = tqdm(desc=stage, total=total, initial=done - 1, **how)
         shown.set_postfix_str(remark, refresh=False)
         shown.update()
 

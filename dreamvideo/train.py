@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dreamvideo import memory, processes
@@ -78,7 +77,9 @@ def updates(
     for example in concept.examples:
         recipe.method.prompt(concept, example)
     memory.check(recipe, base, concept, stages)
-    run = Run(folder, recipe, restart=restart)
+    here = processes.here(str(base.device))
+    with here.main_process_first():
+        run = Run(folder, recipe, restart=restart and here.is_main_process)
     if (done := run.finished()) is not None:
         return done
     begun = time.monotonic()
@@ -89,10 +90,10 @@ def updates(
     with base.learning(**how):
         for number in range(state.stage, len(loop.stages)):
             state = yield from loop.learn(number, state, stopped)
-    if loop.accelerator.is_main_process:
+    if here.is_main_process:
         seconds = round(time.monotonic() - begun, 2)
-        run.finish(loop.concept_file(), base.device, seconds=seconds, processes=loop.accelerator.num_processes)
-    loop.accelerator.wait_for_everyone()
+        run.finish(loop.concept_file(), base.device, seconds=seconds, processes=here.num_processes)
+    here.wait_for_everyone()
     return load(run.result)
 
 
@@ -112,11 +113,11 @@ class _Loop:
         self.recipe, self.base, self.concept, self.run, self.stages = recipe, base, concept, run, stages
         self.on_preview = on_preview
         self.config: TrainConfig = recipe.train
-        self.accelerator = Accelerator(cpu=base.device.type == "cpu")
+        self.here = processes.here(str(base.device))
         # Only fp16 needs it; disabled, it hands everything through.
         self.scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
         wants = frozenset().union(*(stage.wants for stage in self.stages))
-        with self.accelerator.main_process_first():
+        with self.here.main_process_first():
             self.data = Data(
                 base,
                 concept,
@@ -162,14 +163,14 @@ class _Loop:
             for step in range(state.step + 1, total + 1):
                 optimizer.param_groups[0]["lr"] = stage.lr * min(1.0, step / max(1, config.warmup))
                 row = self.update(stage, step, batches, parameters, optimizer)
-                if self.accelerator.is_main_process:
+                if self.here.is_main_process:
                     # Before the state: a row without its state is dropped when going on, the other way round is a gap.
                     self.run.log({"stage": number, "name": stage.name, "step": step, **row})
-                last, stop = step == total, processes.agreed(self.accelerator, stopped())
+                last, stop = step == total, processes.agreed(self.here, stopped())
                 if last or stop or step % config.save_every == 0:
                     going_on = State.of(number, step, self.sets, optimizer, self.scaler)
                     self.save(stage, step, State.of(number + 1, 0, self.sets) if last else going_on)
-                if self.accelerator.is_main_process:
+                if self.here.is_main_process:
                     yield Progress(stage.name, step, total, row["loss"])
                     self.preview(stage, step)
                 if stop and not (last and stage is self.stages[-1]):
@@ -179,16 +180,16 @@ class _Loop:
 
     def batches(self, *, skip: int) -> Iterator[list[int]]:
         """This process's batches, after those of `skip` updates."""
-        processes = self.accelerator.num_processes
+        count = self.here.num_processes
         everyone = order(len(self.data), self.config.batch, seed=self.config.seed, config=self.recipe.data)
-        first = skip * self.config.accumulate * processes + self.accelerator.process_index
-        return islice(everyone, first, None, processes)
+        first = skip * self.config.accumulate * count + self.here.process_index
+        return islice(everyone, first, None, count)
 
     def update(
         self, stage: Stage, step: int, batches: Iterator[list[int]], parameters: list[nn.Parameter], optimizer: Any
     ) -> dict[str, float]:
         """One update of the parameters: the mean gradient of `accumulate` batches."""
-        config, sums, process = self.config, dict[str, float](), self.accelerator.process_index
+        config, sums, process = self.config, dict[str, float](), self.here.process_index
         noisy = config.dropout > 0 or any(adapters.kind.dropout for adapters in stage.learn.values())
         for micro in range(config.accumulate):
             draw = Draw(self.base.process, generator(config.seed, stage.name, step, micro, process))
@@ -201,7 +202,7 @@ class _Loop:
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise self.failure(stage, step)
-        self.average(parameters)
+        processes.average(self.here, parameters)
         if config.clip is not None:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, config.clip)
@@ -222,10 +223,6 @@ class _Loop:
                 return
             yield named
 
-    def average(self, parameters: list[nn.Parameter]) -> None:
-        """The mean gradient over processes."""
-        processes.average(self.accelerator, parameters)
-
     def preview(self, stage: Stage, step: int) -> None:
         """Show what is learned, where that is due."""
         every = self.config.preview_every
@@ -238,10 +235,10 @@ class _Loop:
         """Write the state and a checkpoint, unless what was learned is broken."""
         if not state.finite:
             raise self.failure(stage, step)
-        if self.accelerator.is_main_process:
+        if self.here.is_main_process:
             self.run.save_state(state)
             self.run.checkpoint(self.concept_file(stage, step), stage.name, step)
-        self.accelerator.wait_for_everyone()
+        self.here.wait_for_everyone()
 
     def failure(self, stage: Stage, step: int) -> RunFailed:
         return RunFailed(

@@ -1,5 +1,6 @@
-"""Tiny bases and toy concepts. No network, no accelerator, one thread."""
+"""Tiny bases and toy concepts. No network, no accelerator unless a test names it, one thread."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dreamvideo.bases.base import VideoBase
 from dreamvideo.concept import Concept, read_concept
 
 torch.set_num_threads(1)
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # what `auto` is
 
 
 @pytest.fixture(params=sorted(bases.available()))

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
-from dreamvideo import api, bases, cli, config, run, train
+from dreamvideo import api, bases, cli, config, processes, run, train
 from dreamvideo.adapters import file
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.bases.base import VideoBase
@@ -495,15 +496,19 @@ def test_two_processes_average_their_gradients(
 ) -> None:
     both, alike, one = (tmp_path / name for name in ("both", "alike", "one"))
     settings = {"train.steps": 3, "train.batch": 1, "train.accumulate": 2, "train.save_every": 2}
+    # Where `auto` finds no accelerator, processes have no device to meet by: they meet on the CPU.
+    device = "cpu" if torch.accelerator.is_available() else "auto"
+    subject(tiny, dog, both, steps=1)  # to be begun anew, by one of them
     # Addresses only: the machine's own name need not be known to anyone, itself included.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "static"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--local-addr", "127.0.0.1"]
-    command += ["-m", "dreamvideo", "subject", str(dog), "--word", "dog", "--base", "tiny", "--device", "cpu"]
-    command += ["--out", str(both)]
+    command += ["-m", "dreamvideo", "subject", str(dog), "--word", "dog", "--base", "tiny", "--device", device]
+    command += ["--out", str(both), "--restart"]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     code, said = finished(command, GLOO_SOCKET_IFNAME=loopback)
     assert code == 0, said
+    assert said.count("random weights") == said.count(str(both / "dog.safetensors")) == 1, said
     assert json.loads((both / "run.json").read_text(encoding="utf-8"))["processes"] == 2
     assert rows(both) == [(stage, step) for stage in ("word", "identity") for step in (1, 2, 3)]
 
@@ -562,16 +567,16 @@ def test_nothing_that_is_not_finite_is_saved(
     tiny: VideoBase, turn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     # The loss is finite and the gradient is not, just before a state is due.
-    average, calls = train._Loop.average, 0
+    average, calls = processes.average, 0
 
-    def broken(loop: Any, parameters: list[nn.Parameter]) -> None:
+    def broken(here: PartialState, parameters: list[nn.Parameter]) -> None:
         nonlocal calls
         calls += 1
-        average(loop, parameters)
+        average(here, parameters)
         if calls == step:
             parameters[0].grad.fill_(float("nan"))
 
-    monkeypatch.setattr(train._Loop, "average", broken)
+    monkeypatch.setattr(processes, "average", broken)
     with pytest.raises(RunFailed):
         motion(tiny, turn, tmp_path)
     assert not (tmp_path / "turn.safetensors").exists()
@@ -823,3 +828,5 @@ def test_precision_that_the_device_cannot_compute_in_is_refused(tiny: VideoBase,
     tiny.save(tmp_path / "tiny")
     with pytest.raises(BadInput, match=r"fp16.*fp32 or bf16"):
         bases.load(str(tmp_path / "tiny"), dtype="fp16")
+    with pytest.raises(BadInput, match=r"fp8.*use int8"):
+        bases.load(str(tmp_path / "tiny"), dtype="fp8", device="mps")
