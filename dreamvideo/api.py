@@ -7,14 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 import torch
 
-from dreamvideo import bases, editing, media, memory, methods, sample, thrift, train
+from dreamvideo import bases, editing, media, memory, methods, processes, sample, thrift, train
 from dreamvideo.adapters.file import ConceptFile, load
 from dreamvideo.adapters.weight import Weight
-from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.bundled import DEFAULT_BASE
 from dreamvideo.concept import Concept, read_concept
@@ -26,8 +24,9 @@ from dreamvideo.progress import Progress
 from dreamvideo.recipe import resolve
 from dreamvideo.sample import Appearance, Composition, Controller, Inversion, SampleConfig, Thrift
 from dreamvideo.video import Video, described_file, read_made
+from dreamvideo.wording import worded
 
-__all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate", "worded"]
+__all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +39,7 @@ def load_base(
     Raises:
         BadInput, MissingWeights: see `dreamvideo.bases.load`.
     """
-    # accelerate knows which device belongs to which process.
-    chosen = str(accelerate.PartialState().device) if device == "auto" else device
-    return bases.load(reference, dtype=dtype, device=chosen, image_encoder=image_encoder)
+    return bases.load(reference, dtype=dtype, device=processes.device(device), image_encoder=image_encoder)
 
 
 def learn(
@@ -326,28 +323,6 @@ def _weighted(
         given = Weight.parse(weight) if isinstance(weight, (int, float, str)) else weight
         weighted.append((file, given or file.meta.sampling.weight))
     return weighted
-
-
-def worded(prompt: str, files: Sequence[ConceptFile]) -> str:
-    """The prompt with the papers' `*` written as the one subject, and every subject's `<name>` as its phrase."""
-    phrases = dict(pair for file in files for pair in _phrases(file))
-    if "*" in prompt.split():
-        if len(phrases) != 1:
-            raise BadInput(f"prompt {prompt!r}: * stands for one subject, but {len(phrases)} are given; write <name>")
-        prompt = " ".join(next(iter(phrases)) if part == "*" else part for part in prompt.split())
-    for name, phrase in phrases.items():
-        if name not in prompt and phrase not in prompt:
-            _log.warning("the prompt does not name %s, which was learned as the subject's word", name)
-        prompt = prompt if phrase in prompt else prompt.replace(name, phrase)
-    return prompt
-
-
-def _phrases(file: ConceptFile) -> list[tuple[str, str]]:
-    """(`<name>`, what it means) of a subject; a concept that has neither a word nor a phrase has no name."""
-    phrase = file.meta.sampling.phrase
-    words = [adapters.kind.name for adapters in file.sets.values() if isinstance(adapters.kind, Word)]
-    named = words or [file.meta.name] * ("{word}" not in phrase)
-    return [(f"<{name}>", phrase.format_map({"word": f"<{name}>", "class": file.meta.word})) for name in named]
 
 
 def _noise_offset(files: Sequence[ConceptFile]) -> float:

@@ -30,7 +30,7 @@ from dreamvideo.recipe import DEFAULT, SEVERAL, TrainConfig
 FREE = {"errors", "files"}
 BELOW_API = (
     "adapters.* bases bases.base bundled concept config data diffusion editing edits.edit media memory methods "
-    "progress recipe run sample thrift train video"
+    "processes progress recipe run sample thrift train video wording"
 )
 ARROWS = {
     # row 0: what knows nothing of the rest
@@ -80,12 +80,13 @@ ARROWS = {
     "editing": "recipe edits edits.edit bases.base concept config media progress stopping",
     "sample": "bases.base bases.modes adapters.* diffusion progress",
     "merging": "adapters.* bases.base",
+    "wording": "adapters.file adapters.words",
     "official": "official.*",
     "official.*": "official.* adapters.*",
     # rows 4 to 6: the edges
     "convert": "bases official adapters.file adapters.lora adapters.words",
     "api": BELOW_API,
-    "scoring": "bundled concept media metrics metrics.metric",
+    "scoring": "bundled concept media metrics metrics.metric processes",
     "demo": f"api metrics metrics.metric scoring {BELOW_API}",
     "bench": "",
     "bench.statistics": "",
@@ -106,7 +107,7 @@ ARROWS = {
     "analysis": "",
     "analysis.weights": "adapters.* bases.base plots sample",
     "analysis.grid": f"api metrics.metric plots scoring sheets {BELOW_API}",
-    "analysis.attention": f"api bases.text sheets {BELOW_API}",
+    "analysis.attention": f"bases.text sheets {BELOW_API}",
     "analysis.cli": "adapters.file analysis analysis.* api bundled metrics options sample terminal",
     "measuring": "catalogue options scoring terminal",
     "cli": "analysis.cli api bench.cli bundled catalogue config convert demo describe doctor measuring official "

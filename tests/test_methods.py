@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dreamvideo as dv
-from dreamvideo import api, methods, sample, train
+from dreamvideo import api, methods, processes, sample
 from dreamvideo.adapters.file import ConceptFile, load, save
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.adapters.words import Word
@@ -27,6 +28,7 @@ from dreamvideo.methods.method import denoising
 from dreamvideo.methods.prompts import subject_prompt
 from dreamvideo.sample import SampleConfig
 from dreamvideo.views import View, random_views
+from dreamvideo.wording import plain_words, worded
 
 SMALL = SampleConfig(frames=2, steps=2)
 
@@ -143,24 +145,20 @@ def test_a_step_may_do_without_the_looks(base_over_time: VideoBase, motion_conce
     assert touched(sets["motion"]) and not touched(sets["looks-0"])
 
 
-def test_processes_that_saw_other_clips_average_what_each_learned(unet3d: VideoBase) -> None:
+def test_processes_that_saw_other_clips_average_what_each_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, one set that both taught, one that the other alone did, and one that neither did."""
 
-    class Two:
-        num_processes, device = 2, torch.device("cpu")
+    theirs = [torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([4.0, 4.0, 6.0, 6.0, 0.0, 0.0])]
 
-        def __init__(self) -> None:
-            self.theirs = [torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([4.0, 4.0, 6.0, 6.0, 0.0, 0.0])]
+    def reduce(mine: Tensor, reduction: str) -> Tensor:
+        total = mine + theirs.pop(0)
+        return total if reduction == "sum" else total / 2
 
-        def reduce(self, mine: Tensor, *, reduction: str) -> Tensor:
-            total = mine + self.theirs.pop(0)
-            return total if reduction == "sum" else total / 2
-
+    monkeypatch.setattr(processes, "reduce", reduce)
     both, other, mine, neither = (torch.nn.Parameter(torch.zeros(2)) for _ in range(4))
     both.grad, mine.grad = torch.full((2,), 2.0), torch.full((2,), 8.0)
-    loop = object.__new__(train._Loop)
-    loop.accelerator = Two()
-    loop.average([both, other, mine, neither])
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    processes.average(two, [both, other, mine, neither])
     assert both.grad.tolist() == [3, 3] and other.grad.tolist() == [3, 3] and mine.grad.tolist() == [4, 4]
     assert neither.grad is None
 
@@ -401,16 +399,30 @@ def test_class_images_without_a_maker_are_refused(unet3d: VideoBase, subject_con
 
 def test_a_subject_without_a_word_is_named_by_its_phrase(unet3d: VideoBase, dog: Path, tmp_path: Path) -> None:
     subject = api.learn(unet3d, dog, method="lora-subject", word="dog", out=tmp_path / "r", settings=settings(rank=1))
-    assert api.worded("a <dog> runs", [subject]) == "a sks dog runs"
-    assert api.worded("a * runs", [subject]) == "a sks dog runs"
-    assert api.worded("a sks dog runs", [subject]) == "a sks dog runs"
+    assert worded("a <dog> runs", [subject]) == "a sks dog runs"
+    assert worded("a * runs", [subject]) == "a sks dog runs"
+    assert worded("a sks dog runs", [subject]) == "a sks dog runs"
     frames = [
         dv.generate(unet3d, p, concepts=[subject], config=SMALL).frames for p in ("a <dog> runs", "a sks dog runs")
     ]
     assert (frames[0] == frames[1]).all()
     other = ConceptFile(replace(subject.meta, name="cat"), subject.sets)
     with pytest.raises(BadInput, match="stands for one subject, but 2 are given"):
-        api.worded("a * runs", [subject, other])
+        worded("a * runs", [subject, other])
+
+
+@pytest.mark.parametrize(("word", "said"), [("dog", "a dog"), ("animal", "an animal")])
+@pytest.mark.parametrize("phrase", ["{word}", "{word} {class}", "sks {class}"])
+def test_plain_words_are_the_class_word_with_its_article(
+    unet3d: VideoBase, dog: Path, tmp_path: Path, word: str, said: str, phrase: str
+) -> None:
+    learned = api.learn(unet3d, dog, method="textual-inversion", word=word, out=tmp_path / "r", settings=settings())
+    sampling = replace(learned.meta.sampling, phrase=phrase)
+    subject = ConceptFile(replace(learned.meta, word=word, sampling=sampling), learned.sets)
+    for prompt in ("a <dog> and the <dog>", "a * and the *", worded("a <dog> and the <dog>", [subject])):
+        assert plain_words(prompt, [subject]) == f"{said} and the {word}"
+    assert plain_words("A <dog>", [subject]) == said.replace("a", "A", 1)
+    assert plain_words("a big cat", [subject]) == "a big cat"
 
 
 def test_a_subject_that_is_not_named_is_noticed(
@@ -418,7 +430,7 @@ def test_a_subject_that_is_not_named_is_noticed(
 ) -> None:
     subject = api.learn(unet3d, dog, method="lora-subject", word="dog", out=tmp_path / "r", settings=settings(rank=1))
     with caplog.at_level(logging.WARNING):
-        assert api.worded("a dog runs", [subject]) == "a dog runs"
+        assert worded("a dog runs", [subject]) == "a dog runs"
     assert "the prompt does not name <dog>" in caplog.text
 
 
@@ -586,8 +598,8 @@ def test_custom_diffusion_runs_from_pictures_to_video(unet3d: VideoBase, custom:
     rex, _ = custom
     assert rex.sets.keys() == {"subject", "word"}
     assert all(tensor.any() for tensor in rex.sets["subject"].state_dict().values())
-    assert api.worded("a <rex> runs", [rex]) == "a <rex> dog runs"
-    assert api.worded("a <rex> dog runs", [rex]) == "a <rex> dog runs"
+    assert worded("a <rex> runs", [rex]) == "a <rex> dog runs"
+    assert worded("a <rex> dog runs", [rex]) == "a <rex> dog runs"
     start = unet3d.token_vectors("ktn").mean(dim=0)
     (vectors,) = rex.sets["word"].state_dict().values()
     assert not torch.equal(vectors[0], start) and torch.allclose(vectors[0], start, atol=0.1)

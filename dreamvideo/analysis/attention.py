@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamvideo import api
 from dreamvideo.adapters.attention import Change
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.words import Word
@@ -26,6 +25,8 @@ from dreamvideo.errors import BadInput
 from dreamvideo.files import whole
 from dreamvideo.sample import Controller
 from dreamvideo.sheets import Tile, sheet
+from dreamvideo.video import Video
+from dreamvideo.wording import worded
 
 __all__ = ["Reader", "places", "write"]
 
@@ -80,7 +81,7 @@ def places(base: VideoBase, prompt: str, word: str, concepts: Sequence[ConceptFi
     words = {kind.name: kind.vectors for kind in kinds if isinstance(kind, Word)}
     tokenizer = base.parts.tokenizer
     asked, sought = (
-        tokenize(tokenizer, [api.worded(text, concepts)], words, first=len(tokenizer))[0].tolist()
+        tokenize(tokenizer, [worded(text, concepts)], words, first=len(tokenizer))[0].tolist()
         for text in (prompt, word)
     )
     sought = sought[1 : sought.index(tokenizer.eos_token_id)]
@@ -90,7 +91,7 @@ def places(base: VideoBase, prompt: str, word: str, concepts: Sequence[ConceptFi
     return [start + offset for start in starts for offset in range(len(sought))]
 
 
-def write(folder: Path, video: api.Video, maps: np.ndarray, *, word: str) -> list[Path]:
+def write(folder: Path, video: Video, maps: np.ndarray, *, word: str) -> list[Path]:
     """Write attention.npz, the maps; attention.csv, of every step and frame the mean, the largest value and the middle;
     and attention.png, the means over parts of denoising time, laid over the video's frames.
 
@@ -115,7 +116,7 @@ def _told(one: np.ndarray) -> Mapping[str, float]:
     return {"mean": float(one.mean()), "largest": float(one.max()), **middle}
 
 
-def _sheet(path: Path, video: api.Video, maps: np.ndarray, word: str) -> Path:
+def _sheet(path: Path, video: Video, maps: np.ndarray, word: str) -> Path:
     frames = np.linspace(0, len(video.frames) - 1, min(_SHOWN, len(video.frames))).round().astype(int)
     parts = np.array_split(np.arange(len(maps)), min(_PARTS, len(maps)))
     means = [maps[part].mean(axis=0) for part in parts]

@@ -30,6 +30,7 @@ from dreamvideo.plots import Point, lines
 from dreamvideo.sample import SampleConfig
 from dreamvideo.scoring import read_motions, read_pictures
 from dreamvideo.sheets import Tile, sheet
+from dreamvideo.wording import plain_words
 
 __all__ = ["RULE", "Asked", "Cell", "Version", "criteria", "make", "ranked", "versions", "write"]
 
@@ -174,15 +175,11 @@ def _video(base: VideoBase, asked: Asked, taken: Sequence[Version], seed: int) -
 
 
 def _scores(asked: Asked, taken: Sequence[Version], video: api.Video, measures: Sequence[Metric]) -> dict[str, Score]:
-    plain_words = asked.prompt
-    for version in taken:
-        meta = version.concept.meta
-        plain_words = plain_words.replace(f"<{meta.name}>", meta.word or meta.name)
     motions = [] if asked.reference_clip is None else read_motions(asked.reference_clip, fps=video.fps)
     sample = Sample(
         frames=video.frames,
         fps=video.fps,
-        prompt=plain_words,
+        prompt=plain_words(asked.prompt, [version.concept for version in taken]),
         references=() if asked.references is None else read_pictures(asked.references),
         motions=motions,
     )

@@ -15,6 +15,7 @@ from dreamvideo.errors import MissingWeights
 from dreamvideo.media import Kind
 from dreamvideo.recipe import resolve
 from dreamvideo.sample import SampleConfig
+from dreamvideo.wording import with_article
 
 __all__ = ["Plan", "plan"]
 
@@ -147,7 +148,7 @@ class _Planner:
     def cell(self, concepts: Mapping[str, Concept], learned: Mapping[str, Learning], prompt: str, seed: int) -> Cell:
         words = {role: concept.name for role, concept in concepts.items()}
         if "subject" in concepts:
-            words["subject"] = _with_article(concepts["subject"].word or concepts["subject"].name)
+            words["subject"] = with_article(concepts["subject"].word or concepts["subject"].name)
         plain = prompt.format_map(words)
         if "subject" in learned:
             words["subject"] = f"a <{concepts['subject'].name}>"
@@ -174,7 +175,3 @@ class _Planner:
             pictures=tuple(example.path for example in pictures),
             clips=tuple(example.path for example in clips),
         )
-
-
-def _with_article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
