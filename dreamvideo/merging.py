@@ -16,7 +16,6 @@ import torch
 from dreamvideo.adapters.file import ConceptFile
 from dreamvideo.adapters.graft import AdapterSet
 from dreamvideo.adapters.kv import KeyValue
-from dreamvideo.adapters.storage import parameter
 from dreamvideo.adapters.words import Word
 from dreamvideo.bases.base import VideoBase
 from dreamvideo.errors import BadInput
@@ -52,8 +51,7 @@ def merged(base: VideoBase, concepts: Sequence[ConceptFile], captions: Sequence[
     deltas = {}
     for site in subjects[0].sites:
         name = f"{site.key}.delta"
-        own = parameter(base.locate(site), "weight").double()
-        learned = [subject.state_dict()[name].to(own) for subject in subjects]
+        learned = [subject.state_dict()[name].to(keys) for subject in subjects]
         change = torch.cat([key @ delta.T for key, delta in zip(states, learned, strict=True)]).T  # V^T - W K^T
         # Phrases may share states; the pseudo-inverse meets what they agree on and the mean of what they do not.
         deltas[name] = (change @ torch.linalg.pinv(directions @ keys.T) @ directions).float()
