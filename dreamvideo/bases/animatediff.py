@@ -7,7 +7,7 @@ normalise each frame by itself, as the official code does from its second versio
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDIMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -113,10 +113,6 @@ class AnimateDiff(VideoBase):
         defaults = Defaults(frames=4, height=16, width=16, fps=8, steps=4, guidance=7.5)
         origin = Origin(name=cls.tiny_name, reference=cls.tiny_name)
         return cls(origin, parts=tiny_parts(seed, denoiser, scheduler=DDIMScheduler(**_SCHEDULER)), defaults=defaults)
-
-    def axis(self, path: str) -> Literal["space", "time"]:
-        owner = self.parts.denoiser.get_submodule(path.partition(".transformer_blocks.")[0])
-        return "time" if isinstance(owner, StockMotionTransformer) else "space"
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         # This denoiser wants the text once for every frame; elsewhere only its pipeline repeats it.

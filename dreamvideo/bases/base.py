@@ -31,11 +31,12 @@ class VideoBase(ABC):
 
     Questions a family answers:
     `load`: how is it read from a folder in diffusers' layout? `tiny`: what is its smallest random instance?
-    `time_modules`: which of its modules mix frames? `axis`: what does the transformer block at a path mix?
+    `time_modules`: which of its modules mix frames?
     `predict`: what does the denoiser say, with every quirk of the family hidden?
     `pipeline`: which stock pipeline runs on the same parts?
 
-    Answered here for AutoencoderKL and CLIP's text encoder, to be answered anew by a family with others:
+    Answered here for blocks within such modules, AutoencoderKL and CLIP's text encoder, to be answered anew by a family
+    with others: `axis`: what does the transformer block at a path mix?
     `encode_ids`: tokens -> text states. `encode_video`, `decode`: pixels <-> latents. `latent_shape`: of which size?
     """
 
@@ -105,10 +106,6 @@ class VideoBase(ABC):
         """A random base in memory, in under a second."""
 
     @abstractmethod
-    def axis(self, path: str) -> Literal["space", "time", "joint"]:
-        """What the transformer block at `path` of the denoiser mixes."""
-
-    @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """The denoiser's prediction. x_t (B, C, F, h, w), t (B,) or (), text (B, L, D) -> (B, C, F, h, w)."""
 
@@ -117,6 +114,11 @@ class VideoBase(ABC):
         """The stock diffusers pipeline around the same parts, with what is attached still attached."""
 
     # -- what it may answer anew ------------------------------------------------------------------------------
+
+    def axis(self, path: str) -> Literal["space", "time", "joint"]:
+        """What the transformer block at `path` of the denoiser mixes."""
+        owner = self.parts.denoiser.get_submodule(path.partition(".transformer_blocks.")[0])
+        return "time" if isinstance(owner, self.time_modules) else "space"
 
     def encode_ids(self, ids: Tensor) -> Tensor:
         """Token ids (B, L) -> text states (B, L, D), with gradient for learned words."""

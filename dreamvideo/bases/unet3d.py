@@ -4,7 +4,7 @@ The denoiser interleaves spatial transformers, temporal transformers and tempora
 "cross-attention" is a second self-attention over frames, so it has a port like any other.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet3DConditionModel
@@ -105,10 +105,6 @@ class UNet3D(VideoBase):
         defaults = Defaults(frames=4, height=16, width=16, fps=8, steps=4)
         origin = Origin(name=cls.tiny_name, reference=cls.tiny_name)
         return cls(origin, parts=tiny_parts(seed, denoiser), defaults=defaults)
-
-    def axis(self, path: str) -> Literal["space", "time"]:
-        owner = self.parts.denoiser.get_submodule(path.partition(".transformer_blocks.")[0])
-        return "time" if isinstance(owner, StockTemporalTransformer) else "space"
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         with self.givens.using({"per_text": sharing(x_t, text)}):

@@ -19,13 +19,12 @@ which all weights come. VideoCrafter1 has learned relative positions, which diff
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel as StockTemporalTransformer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -136,10 +135,6 @@ class VideoCrafter(VideoBase):
         defaults = Defaults(frames=4, height=16, width=16, fps=10, steps=4)
         origin = Origin(name=cls.tiny_name, reference=cls.tiny_name)
         return cls(origin, parts=tiny_parts(seed, denoiser, scheduler=_scheduler()), defaults=defaults)
-
-    def axis(self, path: str) -> Literal["space", "time"]:
-        owner = self.parts.denoiser.get_submodule(path.partition(".transformer_blocks.")[0])
-        return "time" if isinstance(owner, StockTemporalTransformer) else "space"
 
     def predict(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         with self.givens.using({"per_text": sharing(x_t, text)}):
