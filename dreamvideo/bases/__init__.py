@@ -56,13 +56,17 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
         raise BadInput(f"--dtype {dtype}: one of auto, {', '.join((*DTYPES, *FORMATS))}")
     if dtype == "fp16" and device == "cpu":
         raise BadInput("--dtype fp16: a CPU cannot compute in it; use fp32 or bf16")
+    if dtype == "fp8" and device.startswith("mps"):
+        raise BadInput("--dtype fp8: torch cannot keep it on Apple's GPUs; use int8")
     tiny = {family.tiny_name: family for family in available().values()}
+    computing = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16)
     if reference in tiny:
         base = tiny[reference].tiny(0)
+        for part in base.parts.modules:
+            part.to(computing)
     else:
         # What is stored in 8 bits goes to the device in 8 bits: it may have no room for more.
         place = "cpu" if dtype in FORMATS else device
-        computing = DTYPES.get(dtype) or (torch.float32 if device == "cpu" else torch.bfloat16)
         base = _read(reference, dtype=computing, device=place, image_encoder=image_encoder)
     if dtype in FORMATS:
         base.store(dtype)
