@@ -635,6 +635,13 @@ def test_merging_is_the_closed_form(unet3d: VideoBase, custom: list[ConceptFile]
     assert video.frames.shape[0] == 2
 
 
+def test_merging_does_not_ask_how_a_base_keeps_its_weights(unet3d: VideoBase, custom: list[ConceptFile]) -> None:
+    before = merged(unet3d, custom, CAPTIONS).sets["subject"].state_dict()
+    unet3d.store("int8")
+    after = merged(unet3d, custom, CAPTIONS).sets["subject"].state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
 def test_merging_refuses_what_it_cannot_merge(
     unet3d: VideoBase, custom: list[ConceptFile], dog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
