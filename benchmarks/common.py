@@ -53,19 +53,29 @@ _SIZES: dict[str, dict[str, Any]] = {
 BASES = ("tiny", "emojiworld", *_SIZES)
 
 
-def load(name: str, device: str, *, empty: bool = False) -> VideoBase:
-    """A base of `BASES`; half precision on a GPU, as users get it. `empty` has that precision and no values, so that
-    it takes no memory: enough to estimate with."""
-    if name not in _SIZES:
-        return bases.load(name, device=device)
-    size, tiny = _SIZES[name], bases.load("tiny").parts
+def load(name: str, device: str, *, half: bool = False, empty: bool = False, frames: int | None = None) -> VideoBase:
+    """A base of `BASES`, in half precision on a GPU, as users get it, or where `half` asks for it; of a random one,
+    `empty` has no values and takes no memory: enough to estimate with. `frames` instead of its own number."""
+    if name in _SIZES:
+        base = _random(name, device, half=half or device != "cpu", empty=empty)
+    else:
+        base = bases.load(name, device=device)
+    if frames is not None:
+        base.defaults = replace(base.defaults, frames=frames)
+    return base
+
+
+def _random(name: str, device: str, *, half: bool, empty: bool) -> VideoBase:
+    size, tiny, usual = _SIZES[name], bases.load("tiny").parts, torch.get_default_dtype()
     with torch.device("meta" if empty else device), torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = _random_parts(size, tiny)
-    for part in (parts.denoiser, parts.vae, parts.text_encoder, parts.image_encoder):
-        if empty or device != "cpu":
-            part.to(torch.bfloat16)
-        if empty:
+        torch.set_default_dtype(torch.bfloat16 if half else usual)
+        try:
+            parts = _random_parts(size, tiny)
+        finally:
+            torch.set_default_dtype(usual)
+    if empty:
+        for part in parts.modules:
             part.to_empty(device=device)
     return UNet3D(Origin(name=name, reference=name), parts=parts, defaults=size["defaults"])
 
@@ -102,9 +112,16 @@ def _random_parts(size: Mapping[str, Any], tiny: Parts) -> Parts:
     )
 
 
-def stock(base: VideoBase) -> Parts:
-    """A copy of the base's parts in the stock classes of diffusers and transformers."""
-    parts = copy.deepcopy(base.parts)
+def weights(base: VideoBase) -> dict[int, nn.Parameter]:
+    """The base's own, by id, with the denoiser's in float32: what sides beside it may share."""
+    every = {id(value): value for module in base.parts.modules for value in module.parameters()}
+    denoiser = {id(value): value for value in base.parts.denoiser.parameters() if value.dtype != torch.float32}
+    return every | {number: nn.Parameter(value.float(), requires_grad=False) for number, value in denoiser.items()}
+
+
+def stock(base: VideoBase, weights: Mapping[int, nn.Parameter] | None = None) -> Parts:
+    """A copy of the base's parts in the stock classes of diffusers and transformers, with these weights or its own."""
+    parts = copy.deepcopy(base.parts, dict(weights or {}))
     close_ports(parts.denoiser, (BasicTransformerBlock, ResnetBlock2D, *LAYERS, *base.time_modules))
     close_ports(parts.text_encoder, (Embedding,))
     return parts

@@ -3,16 +3,18 @@
 Ours is `dreamvideo.train.updates` as users run it, its cache and bookkeeping included; the plain side is `official.py`.
 All sides learn with the same draws from the same start on the same base, in turns: after each of our updates comes a
 plain one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart plain runs
-end whose sums are taken in other orders (`plain_apart`, the larger of two).
+end whose sums are taken in other orders (`plain_apart`, the larger of two). Not so in half precision, where the sides
+round in other places: autocast keeps float32 weights.
 
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
 `--compile` has further sides of ours in turns with the rest, with compiled blocks and with the whole denoiser compiled.
 It tells how long compiling takes at first and when torch has what it compiled on disk, and how many updates pay for it.
 
-    python benchmarks/learn.py [--base emojiworld mid] [--updates 8] [--profile] [--compile blocks whole] [--out FOLDER]
+    python benchmarks/learn.py [--base emojiworld mid] [--frames 8] [--updates 8] [--profile] [--compile blocks whole]
 """
 
+import gc
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -58,7 +60,7 @@ def pixels(base: VideoBase, concept: Concept) -> list[Tensor]:
 
 
 def plain_sides(base: VideoBase, recipe: Recipe, concept: Concept) -> dict[str, Official]:
-    sides: dict[str, Official] = {}
+    sides, weights = dict[str, Official](), common.weights(base)
     examples, word = pixels(base, concept), None
     for stage in recipe.method.stages(base, concept, seed=recipe.train.seed):
         sets = {**stage.learn, **stage.hold}
@@ -70,6 +72,7 @@ def plain_sides(base: VideoBase, recipe: Recipe, concept: Concept) -> dict[str, 
             stage.name,
             examples,
             "a *" if word is not None else recipe.method.prompt(concept, concept.examples[0]),
+            weights=weights,
             adapters=kinds[0] if kinds else None,
             word=None if word is None else word.to(base.device),
             lr=stage.lr,
@@ -175,7 +178,7 @@ def compare(
     }
     seconds = in_turns(sides, base.device)
     again = {way: from_disk(other, method, concept, way) for way, other in ways.items()}
-    others = other_orders(base, recipe, concept, updates)
+    others = other_orders(base, recipe, concept, updates) if base.dtype == torch.float32 else []
     found = {}
     for name, side in plain.items():
         update = {which: statistics.median(times[name][1:]) for which, times in seconds.items()}
@@ -191,9 +194,10 @@ def compare(
             "stage_ours": once + steps * update["ours"],
             "stage_plain": steps * update["plain"],
             "stage_ratio": steps * update["plain"] / (once + steps * update["ours"]),
-            "apart": float((learned[name].to(moved.device) - end).norm() / moved),
-            "plain_apart": max(float((other[name] - end).norm() / moved) for other in others),
         }
+        if others:
+            found[name]["apart"] = float((learned[name].to(moved.device) - end).norm() / moved)
+            found[name]["plain_apart"] = max(float((other[name] - end).norm() / moved) for other in others)
         for way in ways:
             cold = seconds[way][name][0] - once - update[way]
             costs = {"cold": cold, "warm": again[way][name]}
@@ -268,6 +272,8 @@ def _shares(trace: profile) -> dict[str, float]:
 def main() -> None:
     parser = common.options(__doc__, bases=("emojiworld", "mid"))
     parser.add_argument("--updates", type=int, default=8, help="of each stage; the first is left out")
+    parser.add_argument("--frames", type=int, help="of a clip, instead of the base's own number")
+    parser.add_argument("--half", action="store_true", help="a random base in bf16; on a GPU it always is")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--compile", choices=("blocks", "whole", "graphs"), nargs="+", default=[])
     options = parser.parse_args()
@@ -276,15 +282,20 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         for name in options.base:
-            base = common.load(name, options.device)
-            ways = {way: common.load(name, options.device) for way in options.compile}
+            base, *others = (
+                common.load(name, options.device, half=options.half, frames=options.frames)
+                for _ in ("none", *options.compile)
+            )
+            ways = dict(zip(options.compile, others, strict=True))
+            name += f", {options.frames} frames" * (options.frames is not None) + ", bf16" * options.half
             for method, concept in common.concepts(Path(folder) / name, base).items():
                 stages = compare(base, method, concept, options.updates, ways)
                 if options.profile:
+                    gc.collect()  # Both sides are in cycles, and the profile's run is refused where they leave no room.
                     for stage, told in profiled(base, method, concept).items():
                         stages[stage] |= {**told, "of_floor": told["floor"] / stages[stage]["ours"]}
                 results.setdefault(name, {}).update(stages)
-    common.write(options.out, "learn", results, options.device)
+                common.write(options.out, "learn", results, options.device)
 
 
 if __name__ == "__main__":

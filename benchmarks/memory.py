@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [--base emojiworld mid] [--out FOLDER]
 
-Every preset learns the motion in a process of its own, for two updates, and samples it in another, for two steps.
+Every preset learns the motion in a process of its own, for two updates, and samples it in another, for two steps; of
+presets with the same settings one does.
 Measured is what CUDA's allocator held at most, or on a CPU by how much the process grew after its base was loaded.
-`full` on a CPU is estimated alone, from shapes.
+`full` is in half precision; on a CPU with less free memory than the preset is for, it is estimated alone, from shapes.
 """
 
 import argparse
@@ -31,21 +32,21 @@ from dreamvideo.sample import Composition, SampleConfig
 METHOD = "dreamvideo-motion"
 
 
-def learning(name: str, preset: str, device: str, threads: int) -> dict[str, float]:
+def learning(name: str, preset: str, device: str, threads: int, *, empty: bool) -> dict[str, float]:
     """Bytes of two updates."""
-    base = load(name, device, threads)
+    base = load(name, device, threads, empty=empty)
     with TemporaryDirectory() as folder:
         concept = common.concepts(Path(folder), base)[METHOD]
         settings = {"train": {"steps": 2, "batch": 1, **memory.PRESETS[preset]}}
         recipe = resolve(METHOD, base, concept, recipe="paper", settings=[settings])
         (stage,) = recipe.method.stages(base, concept, seed=0)
         need = memory.estimate(recipe, base, concept, stage)
-        return told(name, base, need, lambda: train.fit(recipe, base, concept, Path(folder) / "run"))
+        return told(base, need, None if empty else lambda: train.fit(recipe, base, concept, Path(folder) / "run"))
 
 
-def sampling(name: str, preset: str, device: str, threads: int) -> dict[str, float]:
+def sampling(name: str, preset: str, device: str, threads: int, *, empty: bool) -> dict[str, float]:
     """Bytes of two steps with the motion's adapters, and of decoding."""
-    base = load(name, device, threads)
+    base = load(name, device, threads, empty=empty)
     with TemporaryDirectory() as folder:
         concept = common.concepts(Path(folder), base)[METHOD]
         (stage,) = resolve(METHOD, base, concept, recipe="paper").method.stages(base, concept, seed=0)
@@ -56,26 +57,22 @@ def sampling(name: str, preset: str, device: str, threads: int) -> dict[str, flo
     composition = Composition(concepts=[(ConceptFile(meta, stage.learn), Weight())])
     config, saving = SampleConfig(steps=2).filled(base.defaults), thrift.PRESETS[preset]
     need = thrift.estimate(base, config, list(stage.learn.values()), saving)
-    return told(
-        name, base, need,
-        lambda: base.decode(sample.generate(base, "a car turning", composition, config, seed=0, thrift=saving)),
-    )  # fmt: skip
+
+    def run() -> None:
+        base.decode(sample.generate(base, "a car turning", composition, config, seed=0, thrift=saving))
+
+    return told(base, need, None if empty else run)
 
 
-def load(name: str, device: str, threads: int) -> VideoBase:
+def load(name: str, device: str, threads: int, *, empty: bool) -> VideoBase:
     torch.set_num_threads(threads)
-    return common.load(name, device, empty=shapes(name, device))
+    return common.load(name, device, half=name == "full", empty=empty)
 
 
-def shapes(name: str, device: str) -> bool:
-    """Whether the base has no values."""
-    return name == "full" and device == "cpu"
-
-
-def told(name: str, base: VideoBase, need: Need, run: Callable[[], object]) -> dict[str, float]:
-    """Bytes: the estimate's parts and, where there are weights, what the run took."""
+def told(base: VideoBase, need: Need, run: Callable[[], object] | None) -> dict[str, float]:
+    """Bytes: the estimate's parts and what the run took, if there is one."""
     estimate = {"frozen": need.frozen, "learned": need.learned, "passing": need.passing, "estimate": need.total}
-    if shapes(name, base.device.type):
+    if run is None:
         return estimate
     before = psutil.Process().memory_info().rss
     run()
@@ -86,16 +83,23 @@ def told(name: str, base: VideoBase, need: Need, run: Callable[[], object]) -> d
 
 
 def alone(measure: Callable[..., dict[str, float]], name: str, preset: str, options: argparse.Namespace) -> Any:
-    """`measure` in a process of its own."""
+    """`measure` in a process of its own, without values where those of `full` do not fit on a CPU."""
+    free = psutil.virtual_memory().available
+    empty = name == "full" and options.device == "cpu" and free < int(preset.removesuffix("gb")) * 2**30
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, name, preset, options.device, options.threads).result()
+        return pool.submit(measure, name, preset, options.device, options.threads, empty=empty).result()
 
 
 def main() -> None:
     options = common.options(__doc__, bases=("emojiworld", "mid", "full")).parse_args()
     torch.set_num_threads(options.threads)  # Told beside the results, which other processes make.
     for kind, measure, presets in (("memory", learning, memory.PRESETS), ("thrift", sampling, thrift.PRESETS)):
-        results = {name: {preset: alone(measure, name, preset, options) for preset in presets} for name in options.base}
+        results: dict[str, dict[str, Any]] = {}
+        for name in options.base:
+            rows = results.setdefault(name, {})
+            for preset, settings in presets.items():
+                alike = next((row for other, row in rows.items() if presets[other] == settings), None)
+                rows[preset] = alike or alone(measure, name, preset, options)
         common.write(options.out, kind, results, options.device)
 
 

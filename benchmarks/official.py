@@ -2,10 +2,10 @@
 does.
 
 The batch passes the autoencoder in every step, its prompts the text encoder, and for motions one of its frames the
-image encoder. Blocks keep no activations and run again in the backward pass; forward passes are under autocast to fp16
-on a GPU, over float32 weights; the condition layer sees every token. The denoiser is the stock class of diffusers,
-which repeats the text for every frame. Two things are kinder than the official code: pictures stay in memory, decoded
-and resized, and dropout is off, so that both sides learn the same.
+image encoder. Blocks keep no activations and run again in the backward pass; beside a base in half precision, forward
+passes are under autocast, to fp16 on a GPU, over float32 weights; the condition layer sees every token. The denoiser is
+the stock class of diffusers, which repeats the text for every frame. Two things are kinder than the official code:
+pictures stay in memory, decoded and resized, and dropout is off, so that both sides learn the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,19 +86,20 @@ class Official:
         pixels: Sequence[Tensor],
         prompt: str,
         *,
+        weights: Mapping[int, nn.Parameter],
         adapters: AdapterSet | None = None,
         word: Tensor | None = None,
         lr: float,
         warmup: int,
         seed: int,
     ) -> None:
-        """`pixels` are the examples, each (3, F, H, W) in [-1, 1]; `adapters` start the plain ones; `word` (1, D) is
-        the vector that stands for `WORD`, and what is learned where there are no adapters."""
+        """`pixels` are the examples, each (3, F, H, W) in [-1, 1]; `weights` as `common.weights` gives them; `adapters`
+        start the plain ones; `word` (1, D) is the vector that stands for `WORD`, and what is learned where there are no
+        adapters."""
         self.base, self.name, self.pixels, self.prompt = base, name, pixels, prompt
-        self.parts = stock(base)
-        self.half = base.device.type == "cuda"
-        if self.half:
-            self.parts.denoiser.float()
+        self.parts = stock(base, weights)
+        self.half = base.dtype != torch.float32
+        self.precision = torch.float16 if base.device.type == "cuda" else torch.bfloat16
         self.lr, self.warmup, self.seed = lr, warmup, seed
         self.given: dict[str, Tensor | None] = {"e": None}
         self.word = None if word is None else word.detach().clone()
@@ -107,7 +108,8 @@ class Official:
             self._splice(self.word.requires_grad_(adapters is None))
         learned = [p for a in self.adapters.values() for p in a.parameters()] or [self.word]
         self.optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
-        self.scaler = torch.amp.GradScaler(base.device.type, enabled=self.half)
+        scaled = self.half and self.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(base.device.type, enabled=scaled)
         self.empty = self._encoded([""]).detach()
 
     def learned(self) -> Tensor:
@@ -136,7 +138,7 @@ class Official:
             # So do the official code's checkpoints let gradients through: all of the denoiser is differentiated.
             latents.requires_grad_()
         x_t, t, target = draw.noised(latents, offset=0.1)
-        with torch.autocast(self.base.device.type, dtype=torch.float16, enabled=self.half):
+        with torch.autocast(self.base.device.type, dtype=self.precision, enabled=self.half):
             prediction = self.parts.denoiser(x_t, t, text).sample
         self.scaler.scale((prediction.float() - target.detach()).square().mean()).backward()
         self.optimizer.param_groups[0]["lr"] = self.lr * min(1.0, step / max(1, self.warmup))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dreamvideo.adapters.storage import FORMATS
 from dreamvideo.bases.base import DTYPES, Defaults, Origin, VideoBase
@@ -63,7 +64,7 @@ def load(reference: str, *, dtype: str = "auto", device: str = "cpu", image_enco
     if reference in tiny:
         base = tiny[reference].tiny(0)
         for part in base.parts.modules:
-            part.to(computing)
+            nn.Module.to(part, computing)  # diffusers' own warns, whatever there is to warn of
     else:
         # What is stored in 8 bits goes to the device in 8 bits: it may have no room for more.
         place = "cpu" if dtype in FORMATS else device
