@@ -62,7 +62,8 @@ TITLES = {
 NOTES = {
     "learn": "A stage is what is done once and as many updates as the paper's. The last two columns are how far apart "
     "what was learned is, as a part of how far it came: ours from plain, and plain from plain with other orders of "
-    "summation.",
+    "summation. `full` has ModelScopeT2V's size and random weights; in bf16 the plain side has float32 weights under "
+    "autocast.",
     "profile": "GFLOP are those of the products and convolutions of an update. The floor is what ours would take at "
     "the rate of one large matrix product. Then, what part of our time goes to which operations.",
     "compile": "With every transformer block compiled, or the whole denoiser: at first, and when torch has the kernels "
@@ -70,8 +71,8 @@ NOTES = {
     "sample": "The same noise, steps and weights. Apart: the largest difference of a pixel of [-1, 1].",
     "approximate": "Drift: the mean difference of a pixel from the exact video, of 1.",
     "memory": "The estimate is what the preflight says before any work is done. Measured on a CPU is by how much the "
-    "process grew, with all that libraries keep for themselves. `full` has ModelScopeT2V's size and, where there is no "
-    "GPU, is only estimated.",
+    "process grew, with all that libraries keep for themselves. `full` has ModelScopeT2V's size, in bf16; where there "
+    "was not the memory that a preset is for, it is only estimated.",
 }
 """What the columns of a table mean, where their names do not say it."""
 

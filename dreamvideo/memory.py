@@ -6,7 +6,7 @@ and the bytes that are alive at once are counted. Allocators and libraries take 
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,8 +87,21 @@ def check(recipe: Recipe, base: VideoBase, concept: Concept, stages: Sequence[St
         return
     need = max((estimate(recipe, base, concept, stage) for stage in stages), key=lambda need: need.total)
     if need.total > there(base):
-        advice = "--preset auto, fewer frames (--set data.frames=16) or a smaller --set train.batch"
-        raise refusal("learning", need, base, advice)
+        raise refusal("learning", need, base, " or ".join(_smaller(recipe, base)))
+
+
+def _smaller(recipe: Recipe, base: VideoBase) -> Iterator[str]:
+    """What would make a run smaller, of what is not yet at its smallest."""
+    train, data = recipe.train, recipe.data
+    if not (train.rematerialise and train.offload):
+        yield f"--preset {AUTO}"
+    if train.batch > 1:
+        yield f"--set train.batch={train.batch // 2}"
+    frames = data.frames or base.defaults.frames
+    if recipe.method.learns == "clip" and frames > 1:
+        yield f"--set data.frames={frames // 2}"
+    height, width = data.height or base.defaults.height, data.width or base.defaults.width
+    yield f"--set data.height={height // 2} --set data.width={width // 2}"
 
 
 def chosen(

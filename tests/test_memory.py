@@ -76,7 +76,7 @@ def test_run_that_will_not_fit_is_refused_before_anything_is_written(
 ):
     monkeypatch.setattr(memory, "LARGE", 0)
     monkeypatch.setattr(memory, "room", lambda device: 1000)
-    with pytest.raises(BadInput, match=r"takes about .* has .*--preset auto") as caught:
+    with pytest.raises(BadInput, match=r"takes about .* has .*: try --preset auto or --set ") as caught:
         train.fit(recipe_of(unet3d, motion_concept), unet3d, motion_concept, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
