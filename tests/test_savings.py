@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamvideo import bases, sample
 from dreamvideo.adapters.bottleneck import Bottleneck
@@ -126,6 +128,31 @@ def test_what_is_learned_on_queries_still_gets_its_zero(over_time: VideoBase):
     with base.attached(adapters):
         base.predict(noise(1, 4, 1, 4, 4), torch.tensor([40]), noise(1, 77, 32)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() < 1e-6 for p in adapters.parameters())
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products that are made row by row of a batch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.bmm.default and len(args[0]) > 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_permuted_tokens_are_multiplied_at_once(over_time: VideoBase):
+    """And not every row of the batch on its own; what comes out is compared above."""
+    x, t, text = noise(1, 4, 3, 4, 4), torch.tensor([500]), noise(1, 77, 32, name="text")
+
+    def by_row() -> int:
+        leaf = x.clone().requires_grad_()
+        with Products() as products:
+            torch.autograd.grad(over_time.predict(leaf, t, text).square().sum(), leaf)
+        return products.count
+
+    ours = by_row()
+    close_ports(over_time.parts.denoiser, LAYERS)
+    assert ours == 0 < by_row()
 
 
 @pytest.mark.parametrize("frames", [1, 4])
