@@ -9,7 +9,8 @@ round in other places: autocast keeps float32 weights.
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
 `--compile` has further sides of ours in turns with the rest, with compiled blocks and with the whole denoiser compiled.
-It tells how long compiling takes at first and when torch has what it compiled on disk, and how many updates pay for it.
+How long compiling takes at first and when torch has what it compiled on disk, and how many updates pay for it, is told
+in a file of its own.
 
     python benchmarks/learn.py [--base emojiworld mid] [--frames 8] [--updates 8] [--profile] [--compile blocks whole]
 """
@@ -165,9 +166,9 @@ def other_orders(base: VideoBase, recipe: Recipe, concept: Concept, updates: int
 
 def compare(
     base: VideoBase, method: str, concept: Concept, updates: int, ways: Mapping[str, VideoBase]
-) -> dict[str, Any]:
-    """Seconds of all sides for every stage of a method, and how far apart what they learn is. `ways` to compile come
-    with a base of their own each."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Seconds of all sides for every stage of a method, and how far apart what they learn is; and for every stage and
+    way to compile, of which each comes with a base of its own, what that costs and gains."""
     recipe = paper_recipe(base, method, concept, updates)
     plain, learned = plain_sides(base, recipe, concept), dict[str, Tensor]()
     starts = {name: side.learned() for name, side in plain.items()}
@@ -179,7 +180,7 @@ def compare(
     seconds = in_turns(sides, base.device)
     again = {way: from_disk(other, method, concept, way) for way, other in ways.items()}
     others = other_orders(base, recipe, concept, updates) if base.dtype == torch.float32 else []
-    found = {}
+    found, compiled = dict[str, Any](), dict[str, Any]()
     for name, side in plain.items():
         update = {which: statistics.median(times[name][1:]) for which, times in seconds.items()}
         # What is encoded once lies before the first update; the second stage of a subject has it already.
@@ -203,9 +204,9 @@ def compare(
             costs = {"cold": cold, "warm": again[way][name]}
             gain = update["ours"] - update[way]
             pays = {f"{which}_pays_after": cost / gain for which, cost in costs.items() if gain > 0}
-            compiled = {"update": update[way], "ratio": update["plain"] / update[way], **costs, **pays}
-            found[name].setdefault("compile", {})[way] = compiled
-    return found
+            ratios = {"gain": update["ours"] / update[way], "ratio": update["plain"] / update[way]}
+            compiled[f"{name}, {way}"] = {"update": update[way], **ratios, **costs, **pays}
+    return found, compiled
 
 
 def from_disk(base: VideoBase, method: str, concept: Concept, way: str) -> dict[str, float]:
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--compile", choices=("blocks", "whole", "graphs"), nargs="+", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, Any]] = {"learn": {}, "compile": {}}
     with TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         for name in options.base:
@@ -289,13 +290,15 @@ def main() -> None:
             ways = dict(zip(options.compile, others, strict=True))
             name += f", {options.frames} frames" * (options.frames is not None) + ", bf16" * options.half
             for method, concept in common.concepts(Path(folder) / name, base).items():
-                stages = compare(base, method, concept, options.updates, ways)
+                stages, made = compare(base, method, concept, options.updates, ways)
                 if options.profile:
                     gc.collect()  # Both sides are in cycles, and the profile's run is refused where they leave no room.
                     for stage, told in profiled(base, method, concept).items():
                         stages[stage] |= {**told, "of_floor": told["floor"] / stages[stage]["ours"]}
-                results.setdefault(name, {}).update(stages)
-                common.write(options.out, "learn", results, options.device)
+                for kind, rows in (("learn", stages), ("compile", made)):
+                    results[kind].setdefault(name, {}).update(rows)
+                    if rows:
+                        common.write(options.out, kind, results[kind], options.device)
 
 
 if __name__ == "__main__":

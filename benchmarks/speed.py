@@ -39,6 +39,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "compile": {
         "update": "update, s",
+        "gain": "not compiled to this",
         "ratio": "plain to this",
         "cold": "compiling, s",
         "cold_pays_after": "pays after, updates",
@@ -67,7 +68,7 @@ NOTES = {
     "profile": "GFLOP are those of the products and convolutions of an update. The floor is what ours would take at "
     "the rate of one large matrix product. Then, what part of our time goes to which operations.",
     "compile": "With every transformer block compiled, or the whole denoiser: at first, and when torch has the kernels "
-    "on disk. An empty place: it never pays.",
+    "on disk. All sides ran in turns, in a run of their own. An empty place: it never pays.",
     "sample": "The same noise, steps and weights. Apart: the largest difference of a pixel of [-1, 1].",
     "approximate": "Drift: the mean difference of a pixel from the exact video, of 1.",
     "memory": "The estimate is what the preflight says before any work is done. Measured on a CPU is by how much the "
@@ -113,11 +114,6 @@ def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
         shares = {name: row["shares"] for name, row in profiled.items()}
         yield from ("", *titled("profile"), *table(profiled, COLUMNS["profile"]), "")
         yield from table(shares, {key: key for row in shares.values() for key in row})
-    compiled = {
-        f"{name}, {way}": row for name, stage in stages.items() for way, row in stage.get("compile", {}).items()
-    }
-    if compiled:
-        yield from ("", *titled("compile"), *table(compiled, COLUMNS["compile"]))
     if approximate is not None:
         yield from ("", *titled("approximate"))
         yield from table(approximate, {key: key for key in next(iter(approximate.values()))})
@@ -138,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON; the page lies beside it")
     out = parser.parse_args().out
-    kinds = ("learn", "sample", "memory", "thrift", "scale")
+    kinds = ("learn", "compile", "sample", "memory", "thrift", "scale")
     files = [out / f"{kind}-{place}.json" for place in ("cpu", "gpu") for kind in kinds]
     write_text(out.with_suffix(".md"), page([file for file in files if file.is_file()]))
 
