@@ -3,8 +3,8 @@
 Ours is `dreamvideo.train.updates` as users run it, its cache and bookkeeping included; the plain side is `official.py`.
 All sides learn with the same draws from the same start on the same base, in turns: after each of our updates comes a
 plain one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart plain runs
-end whose sums are taken in other orders (`plain_apart`, the larger of two). Not so in half precision, where the sides
-round in other places: autocast keeps float32 weights.
+end that take their sums in three orders (`plain_apart`, of the two that are farthest). Not so in half precision, where
+the sides round in other places: autocast keeps float32 weights.
 
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
@@ -19,6 +19,7 @@ import gc
 import os
 import statistics
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -198,7 +199,8 @@ def compare(
         }
         if others:
             found[name]["apart"] = float((learned[name].to(moved.device) - end).norm() / moved)
-            found[name]["plain_apart"] = max(float((other[name] - end).norm() / moved) for other in others)
+            ends = [end, *(other[name] for other in others)]
+            found[name]["plain_apart"] = max(float((a - b).norm() / moved) for a, b in combinations(ends, 2))
         for way in ways:
             cold = seconds[way][name][0] - once - update[way]
             costs = {"cold": cold, "warm": again[way][name]}
