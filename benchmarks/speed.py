@@ -62,9 +62,9 @@ TITLES = {
 
 NOTES = {
     "learn": "A stage is what is done once and as many updates as the paper's. The last two columns are how far apart "
-    "what was learned is, as a part of how far it came: ours from plain, and of three plain runs with other orders "
-    "of summation the two that are farthest. `full` has ModelScopeT2V's size and random weights; in bf16 the plain side has float32 weights under "
-    "autocast.",
+    "what was learned is, as a part of how far it came: ours from plain, and of three plain runs with other orders of "
+    "summation the two that are farthest. `full` has ModelScopeT2V's size and random weights; in bf16 the plain side "
+    "has float32 weights under autocast.",
     "profile": "GFLOP are those of the products and convolutions of an update. The floor is what ours would take at "
     "the rate of one large matrix product. Then, what part of our time goes to which operations.",
     "compile": "With every transformer block compiled, or the whole denoiser: at first, and when torch has the kernels "
