@@ -385,8 +385,11 @@ def main() -> None:
 def _quietly() -> None:
     """Run a command of which another process tells; what fails here is still said."""
     logging.disable(logging.WARNING)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        app()
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            app()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

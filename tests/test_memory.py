@@ -79,6 +79,12 @@ def test_run_that_will_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(BadInput, match=r"takes about .* has .*: try --preset auto or --set ") as caught:
         train.fit(recipe_of(unet3d, motion_concept), unet3d, motion_concept, tmp_path / "run")
     assert "\n" not in str(caught.value)
+    half = unet3d.defaults.frames // 2, unet3d.defaults.height // 2, unet3d.defaults.width // 2
+    smaller = " or ".join(("--set data.frames={}", "--set data.height={} --set data.width={}")).format(*half)
+    assert str(caught.value).endswith(f": try --preset auto or {smaller}")
+    with pytest.raises(BadInput, match=r"try --set train\.batch=2 or --set data\.frames"):
+        sparing = recipe_of(unet3d, motion_concept, batch=4, rematerialise=True, offload=True)
+        train.fit(sparing, unet3d, motion_concept, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(memory, "room", lambda device: 2**40)
     assert train.fit(recipe_of(unet3d, motion_concept), unet3d, motion_concept, tmp_path / "run").path.exists()

@@ -1,5 +1,6 @@
 """One process among several, without the others: they meet in test_train.py."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def test_a_process_that_does_not_lead_is_quiet_unless_something_goes_wrong(run, 
     assert Path("a.mp4").is_file()
     code, out, err = run("subject", "nowhere", "--base", "tiny")
     assert (code, out) == (2, "") and err.startswith("dreamvideo: nowhere") and err.count("\n") == 1
+    assert logging.getLogger("dreamvideo").isEnabledFor(logging.WARNING)  # for what comes after
 
 
 def test_one_process_may_learn_on_the_cpu_beside_an_accelerator(

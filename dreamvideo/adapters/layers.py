@@ -52,8 +52,8 @@ class Linear(nn.Linear):
     ports: ClassVar[tuple[str, ...]] = ("out", "weight", "bias")
 
     def forward(self, input: Tensor) -> Tensor:
-        # What was permuted in place, as maps are into tokens, would be multiplied row by row of its batch, each with a
-        # copy of the weight.
+        # What was permuted in place, as maps are into tokens, would be multiplied row by row of its batch; in half
+        # precision a CPU would copy the weight for each.
         input = input.contiguous()
         return super().forward(input) if _is_plain(self) else _through_ports(self, input)
 
