@@ -13,6 +13,7 @@ import multiprocessing
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -71,7 +72,9 @@ def load(name: str, device: str, threads: int, *, empty: bool) -> VideoBase:
 
 def told(base: VideoBase, need: Need, run: Callable[[], object] | None) -> dict[str, float]:
     """Bytes: the estimate's parts and what the run took, if there is one."""
-    estimate = {"frozen": need.frozen, "learned": need.learned, "passing": need.passing, "estimate": need.total}
+    card = replace(need, device=torch.device("cuda"))
+    parts = {"frozen": need.frozen, "learned": need.learned, "passing": need.passing}
+    estimate = {**parts, "estimate_gpu": card.total, "estimate": need.total}
     if run is None:
         return estimate
     before = psutil.Process().memory_info().rss

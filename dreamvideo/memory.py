@@ -2,7 +2,7 @@
 sampling `dreamvideo.thrift` tells the same.
 
 A pass of the denoiser, and one of the autoencoder, is made once with fake tensors, which have a shape and no values,
-and the bytes that are alive at once are counted. Allocators and libraries take more than that: `MARGIN`.
+and the bytes that are alive at once are counted. Allocators and libraries take more than that: `MARGIN`, `CPU_MARGIN`.
 """
 
 import weakref
@@ -51,7 +51,10 @@ PRESETS: Mapping[str, Mapping[str, bool]] = {
 }
 """Settings of `TrainConfig` by the memory of a card, for ModelScopeT2V at 32 frames of 256 x 256."""
 MARGIN = 1.15
-"""Fragments, workspaces and what else an allocator holds."""
+"""Fragments, workspaces and what else an allocator holds, as a factor."""
+CPU_MARGIN = 2.0
+"""The same where the allocator is the C library's, in whose heap blocks of some MiB leave holes: at the size of
+ModelScopeT2V a process was measured to hold 1.5 to 2.1 times what was alive."""
 LARGE = 2**30
 """Bytes of weights from which on it is worth some seconds to look: smaller bases fit anywhere."""
 _LEARNED = 16
@@ -70,11 +73,12 @@ class Need:
     """What is attached, with its gradients and the optimizer's moments while it is learned."""
     passing: int
     """The largest pass: what it works on and, while something is learned, keeps for the backward pass."""
+    device: torch.device
 
     @property
     def total(self) -> int:
         """With the margin, which weights do not need."""
-        return self.frozen + int(MARGIN * (self.learned + self.passing))
+        return self.frozen + int((CPU_MARGIN if self.device.type == "cpu" else MARGIN) * (self.learned + self.passing))
 
 
 def check(recipe: Recipe, base: VideoBase, concept: Concept, stages: Sequence[Stage]) -> None:
@@ -177,9 +181,9 @@ def estimate(recipe: Recipe, base: VideoBase, concept: Concept, stage: Stage) ->
         passing = peak(base, update, parameters)
     aside = (base.parts.vae, base.parts.image_encoder) if train.offload else ()
     learned = _LEARNED * sum(p.numel() for p in parameters)
-    steps = Need(frozen=weights(base, aside), learned=learned, passing=passing)
+    steps = Need(frozen=weights(base, aside), learned=learned, passing=passing, device=base.device)
     # Examples are encoded before anything is learned, with all parts there.
-    before = Need(frozen=weights(base), learned=0, passing=peak(base, encode, ()))
+    before = Need(frozen=weights(base), learned=0, passing=peak(base, encode, ()), device=base.device)
     return max(steps, before, key=lambda need: need.total)
 
 

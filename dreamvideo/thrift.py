@@ -1,6 +1,7 @@
 """How much memory sampling will take, told before any work is done, and how to save it where it is too much."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -61,8 +62,9 @@ def estimate(base: VideoBase, config: SampleConfig, sets: Sequence[AdapterSet], 
     attached = sum(p.numel() * p.element_size() for adapters in sets for p in adapters.parameters())
     aside = [part for part in base.parts.modules if thrift.offload and part is not base.parts.denoiser]
     branches = 1 if thrift.apart or config.guidance == 1 else 2
-    step = Need(frozen=memory.weights(base, aside), learned=attached, passing=_denoising(base, config, sets, branches))
-    after = Need(frozen=memory.weights(base), learned=attached, passing=_decoding(base, config))
+    need = partial(Need, learned=attached, device=base.device)
+    step = need(frozen=memory.weights(base, aside), passing=_denoising(base, config, sets, branches))
+    after = need(frozen=memory.weights(base), passing=_decoding(base, config))
     return max(step, after, key=lambda need: need.total)
 
 

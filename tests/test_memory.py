@@ -61,6 +61,13 @@ def test_estimate_is_what_is_really_alive(unet3d: VideoBase, motion_concept: Con
     assert need.learned == 16 * adapters.count()
 
 
+def test_a_cpu_has_the_larger_margin():
+    here, there = (
+        Need(frozen=1000, learned=100, passing=300, device=torch.device(device)).total for device in ("cpu", "cuda")
+    )
+    assert (here, there) == pytest.approx((1800, 1460), abs=1)
+
+
 def test_what_saves_memory_is_seen_to(unet3d: VideoBase, motion_concept: Concept):
     plain, sparing = need_of(unet3d, motion_concept), need_of(unet3d, motion_concept, rematerialise=True, offload=True)
     assert sparing.passing < 0.8 * plain.passing
