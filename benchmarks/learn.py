@@ -3,8 +3,11 @@
 Ours is `dreamvideo.train.updates` as users run it, its cache and bookkeeping included; the plain side is `official.py`.
 All sides learn with the same draws from the same start on the same base, in turns: after each of our updates comes a
 plain one. How far apart they end (`apart`, as a part of how far they have come) is told beside how far apart plain runs
-end that take their sums in three orders (`plain_apart`, of the two that are farthest). Not so in half precision, where
+end that take their sums in four orders (`plain_apart`, of the two that are farthest). Not so in half precision, where
 the sides round in other places: autocast keeps float32 weights.
+
+A base that has recipes of its own takes fewer updates than the paper's procedure does: what our loop takes for those
+(`recipe_ours`) is told against the plain side's whole stage. What they learn is compared by the suite `recipes`.
 
 `--profile` counts the products and convolutions of both sides (`gflop`) and tells what ratio the counts would give
 (`ratio_gflop`), what part of our time they would take at the device's best rate (`of_floor`), and where our time goes.
@@ -146,8 +149,8 @@ def in_turns(sides: Mapping[str, Iterator[str]], device: torch.device) -> dict[s
 
 
 def other_orders(base: VideoBase, recipe: Recipe, concept: Concept, updates: int) -> list[dict[str, Tensor]]:
-    """The plain side twice more, with kernels that sum in another order and with one thread or, where there is but one,
-    two -> what each stage learned."""
+    """The plain side three times more, with other kernels of attention, with others of products and convolutions, and
+    with one thread or, where there is but one, two -> what each stage learned."""
 
     def learned() -> dict[str, Tensor]:
         sides = plain_sides(base, recipe, concept)
@@ -155,12 +158,14 @@ def other_orders(base: VideoBase, recipe: Recipe, concept: Concept, updates: int
             pass
         return {name: side.learned() for name, side in sides.items()}
 
-    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-        other_kernels = learned()
+    found = list[dict[str, Tensor]]()
+    for kernels in (sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False)):
+        with kernels:
+            found.append(learned())
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        return [other_kernels, learned()]
+        return [*found, learned()]
     finally:
         torch.set_num_threads(threads)
 
@@ -181,6 +186,8 @@ def compare(
     seconds = in_turns(sides, base.device)
     again = {way: from_disk(other, method, concept, way) for way, other in ways.items()}
     others = other_orders(base, recipe, concept, updates) if base.dtype == torch.float32 else []
+    own = resolve(method, base, concept)
+    fewer = {stage.name: stage.steps for stage in own.method.stages(base, concept, seed=own.train.seed)}
     found, compiled = dict[str, Any](), dict[str, Any]()
     for name, side in plain.items():
         update = {which: statistics.median(times[name][1:]) for which, times in seconds.items()}
@@ -197,6 +204,10 @@ def compare(
             "stage_plain": steps * update["plain"],
             "stage_ratio": steps * update["plain"] / (once + steps * update["ours"]),
         }
+        if fewer[name] != steps and own.train.batch == recipe.train.batch:
+            shorter = once + fewer[name] * update["ours"]
+            found[name] |= {"updates_paper": steps, "updates_recipe": fewer[name]}
+            found[name] |= {"recipe_ours": shorter, "recipe_ratio": steps * update["plain"] / shorter}
         if others:
             found[name]["apart"] = float((learned[name].to(moved.device) - end).norm() / moved)
             ends = [end, *(other[name] for other in others)]

@@ -18,7 +18,14 @@ HEAD = """# Speed and memory
 Written by `benchmarks/speed.py` from the files in `speed/`; the first lines of each script under `benchmarks/` say how
 its numbers are made. Both sides of every ratio ran in turns in one process.
 """
-BYTES = {name: name for name in ("frozen", "learned", "passing", "estimate", "measured")}
+BYTES = {
+    "frozen": "frozen",
+    "learned": "learned",
+    "passing": "passing",
+    "estimate_gpu": "estimate on a GPU",
+    "estimate": "estimate here",
+    "measured": "measured here",
+}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "learn": {
         "ours": "ours, s",
@@ -29,6 +36,13 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "stage_ratio": "ratio of stages",
         "apart": "ours from plain",
         "plain_apart": "plain from plain",
+    },
+    "recipe": {
+        "updates_paper": "updates, paper",
+        "updates_recipe": "updates, recipe",
+        "stage_plain": "the paper's, plain, s",
+        "recipe_ours": "the recipe, ours, s",
+        "recipe_ratio": "ratio",
     },
     "profile": {
         "gflop": "GFLOP, ours",
@@ -51,6 +65,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 TITLES = {
     "learn": "Learning: seconds an update, and a stage of the paper's length",
+    "recipe": "Learning by a recipe of its own",
     "profile": "Where an update's time goes",
     "compile": "Learning with torch.compile",
     "sample": "Sampling",
@@ -62,18 +77,20 @@ TITLES = {
 
 NOTES = {
     "learn": "A stage is what is done once and as many updates as the paper's. The last two columns are how far apart "
-    "what was learned is, as a part of how far it came: ours from plain, and of three plain runs with other orders of "
+    "what was learned is, as a part of how far it came: ours from plain, and of four plain runs with other orders of "
     "summation the two that are farthest. `full` has ModelScopeT2V's size and random weights; in bf16 the plain side "
     "has float32 weights under autocast.",
+    "recipe": "A base that has recipes of its own takes fewer updates, at higher rates, than the paper's procedure. "
+    "What is learned by them is compared in [results/recipes](results/recipes/report.md).",
     "profile": "GFLOP are those of the products and convolutions of an update. The floor is what ours would take at "
     "the rate of one large matrix product. Then, what part of our time goes to which operations.",
     "compile": "With every transformer block compiled, or the whole denoiser: at first, and when torch has the kernels "
     "on disk. All sides ran in turns, in a run of their own. An empty place: it never pays.",
     "sample": "The same noise, steps and weights. Apart: the largest difference of a pixel of [-1, 1].",
     "approximate": "Drift: the mean difference of a pixel from the exact video, of 1.",
-    "memory": "The estimate is what the preflight says before any work is done. Measured on a CPU is by how much the "
-    "process grew, with all that libraries keep for themselves. `full` has ModelScopeT2V's size, in bf16; where there "
-    "was not the memory that a preset is for, it is only estimated.",
+    "memory": "The estimate is what the preflight says before any work is done. On a CPU it has a larger "
+    "margin, for what the C library's allocator holds; measured is there by how much the process grew. `full` has "
+    "ModelScopeT2V's size, in bf16; where there was not the memory that a preset is for, it is only estimated.",
 }
 """What the columns of a table mean, where their names do not say it."""
 
@@ -110,6 +127,8 @@ def section(kind: str, results: Mapping[str, Any], place: str) -> Iterator[str]:
             yield from table(rows, COLUMNS[kind], 2**20 if COLUMNS[kind] is BYTES else 1.0)
     stages = {f"{base}, {stage}": row for base, rows in results.items() for stage, row in rows.items()
               if kind == "learn"}  # fmt: skip
+    if shorter := {name: row for name, row in stages.items() if "recipe_ours" in row}:
+        yield from ("", *titled("recipe"), *table(shorter, COLUMNS["recipe"]))
     if profiled := {name: row for name, row in stages.items() if "shares" in row}:
         shares = {name: row["shares"] for name, row in profiled.items()}
         yield from ("", *titled("profile"), *table(profiled, COLUMNS["profile"]), "")

@@ -26,7 +26,7 @@ from dreamvideo.sample import Appearance, Composition, Controller, Inversion, Sa
 from dreamvideo.video import Video, described_file, read_made
 from dreamvideo.wording import worded
 
-__all__ = ["Video", "edit", "generate", "learn", "load_base", "regenerate"]
+__all__ = ["Video", "edit", "exemplified", "generate", "learn", "load_base", "regenerate"]
 
 _log = logging.getLogger(__name__)
 
@@ -234,6 +234,17 @@ def regenerate(path: str | Path, *, device: str = "auto", preset: str | None = N
     except (KeyError, TypeError) as error:
         raise BadFile(f"{path}: not a JSON that was written beside a video") from error
     return again(load())
+
+
+def exemplified(
+    concepts: Sequence[ConceptFile], *, pictures: Sequence[Path] = (), clips: Sequence[Path] = ()
+) -> dict[str, Path]:
+    """What concepts ask `generate` for, of examples at hand: as `appearance` the first picture for a motion that was
+    learned with appearance guidance, as `inversion` the first clip for one that starts from its clip's noise."""
+    guided = any(concept.condition is not None for concept in concepts)
+    inverted = any(concept.meta.sampling.inversion for concept in concepts)
+    wanted = {"appearance": pictures if guided else (), "inversion": clips if inverted else ()}
+    return {name: examples[0] for name, examples in wanted.items() if examples}
 
 
 def _generate_again(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from dreamvideo.concept import read_concept
 from dreamvideo.config import plain
 from dreamvideo.errors import BadInput
 from dreamvideo.files import whole, write_json
+from dreamvideo.media import Kind
 from dreamvideo.metrics.metric import Metric, Sample, Score, measured
 from dreamvideo.plots import Point, lines
 from dreamvideo.sample import SampleConfig
@@ -160,18 +161,22 @@ def make(
 
 
 def _video(base: VideoBase, asked: Asked, taken: Sequence[Version], seed: int) -> api.Video:
-    guided = any(version.concept.condition is not None for version in taken) and asked.references
-    inverted = any(version.concept.meta.sampling.inversion for version in taken) and asked.reference_clip
+    concepts = [version.concept for version in taken]
     return api.generate(
         base,
         asked.prompt,
-        concepts=[version.concept for version in taken],
+        concepts=concepts,
         weights=[version.weight for version in taken],
-        appearance=read_concept(asked.references, kind="image").examples[0].path if guided else None,
-        inversion=read_concept(asked.reference_clip, kind="clip").examples[0].path if inverted else None,
+        **api.exemplified(
+            concepts, pictures=_files(asked.references, "image"), clips=_files(asked.reference_clip, "clip")
+        ),
         seed=seed,
         config=asked.config,
     )
+
+
+def _files(examples: Path | None, kind: Kind) -> list[Path]:
+    return [] if examples is None else [example.path for example in read_concept(examples, kind=kind).examples]
 
 
 def _scores(asked: Asked, taken: Sequence[Version], video: api.Video, measures: Sequence[Metric]) -> dict[str, Score]:

@@ -146,14 +146,11 @@ class Cell(Task):
     def do(self, store: Store) -> None:
         base, measures = self.base.load(), self.base.metrics()
         concepts = [load(learning.file(store)) for learning in self.learned]
-        guided = any(concept.condition is not None for concept in concepts)
-        inverted = any(concept.meta.sampling.inversion for concept in concepts)
         video = api.generate(
             base,
             self.prompt,
             concepts=concepts,
-            appearance=self.pictures[0] if guided and self.pictures else None,
-            inversion=self.clips[0] if inverted else None,
+            **api.exemplified(concepts, pictures=self.pictures, clips=self.clips),
             seed=self.seed,
             config=build(SampleConfig, self.sampling, where="sampling"),
         )
