@@ -186,8 +186,7 @@ def compare(
     seconds = in_turns(sides, base.device)
     again = {way: from_disk(other, method, concept, way) for way, other in ways.items()}
     others = other_orders(base, recipe, concept, updates) if base.dtype == torch.float32 else []
-    own = resolve(method, base, concept)
-    fewer = {stage.name: stage.steps for stage in own.method.stages(base, concept, seed=own.train.seed)}
+    fewer = own_steps(base, method, concept, batch=recipe.train.batch)
     found, compiled = dict[str, Any](), dict[str, Any]()
     for name, side in plain.items():
         update = {which: statistics.median(times[name][1:]) for which, times in seconds.items()}
@@ -204,7 +203,7 @@ def compare(
             "stage_plain": steps * update["plain"],
             "stage_ratio": steps * update["plain"] / (once + steps * update["ours"]),
         }
-        if fewer[name] != steps and own.train.batch == recipe.train.batch:
+        if name in fewer:
             shorter = once + fewer[name] * update["ours"]
             found[name] |= {"updates_paper": steps, "updates_recipe": fewer[name]}
             found[name] |= {"recipe_ours": shorter, "recipe_ratio": steps * update["plain"] / shorter}
@@ -220,6 +219,13 @@ def compare(
             ratios = {"gain": update["ours"] / update[way], "ratio": update["plain"] / update[way]}
             compiled[f"{name}, {way}"] = {"update": update[way], **ratios, **costs, **pays}
     return found, compiled
+
+
+def own_steps(base: VideoBase, method: str, concept: Concept, *, batch: int) -> dict[str, int]:
+    """Updates of every stage by a recipe that the base has of its own, if its updates are as large as the paper's."""
+    own = resolve(method, base, concept)
+    stages = own.method.stages(base, concept, seed=own.train.seed) if own.train.batch == batch else []
+    return {stage.name: stage.steps for stage in stages if stage.steps != PAPER_STEPS[stage.name]}
 
 
 def from_disk(base: VideoBase, method: str, concept: Concept, way: str) -> dict[str, float]:

@@ -81,7 +81,8 @@ NOTES = {
     "summation the two that are farthest. `full` has ModelScopeT2V's size and random weights; in bf16 the plain side "
     "has float32 weights under autocast.",
     "recipe": "A base that has recipes of its own takes fewer updates, at higher rates, than the paper's procedure. "
-    "What is learned by them is compared in [results/recipes](results/recipes/report.md).",
+    "What is learned by them, there a motion from three clips, is compared in "
+    "[results/recipes](results/recipes/report.md).",
     "profile": "GFLOP are those of the products and convolutions of an update. The floor is what ours would take at "
     "the rate of one large matrix product. Then, what part of our time goes to which operations.",
     "compile": "With every transformer block compiled, or the whole denoiser: at first, and when torch has the kernels "
