@@ -2,14 +2,15 @@
 
 All three sample the same noise with the same DDIM steps and decode it. `apart` is the largest difference of a pixel,
 in [-1, 1]. Then, on `emojiworld`, the options that approximate, each beside what it changes: `drift` is the mean
-difference of a pixel from the exact video of the same noise, and the scores are means over the same videos. They run in
-turns, too.
+difference of a pixel from the exact video of the same noise, and the scores are means over the same videos, as are the
+seconds. They run in turns, too.
 
     python benchmarks/sample.py [--base emojiworld mid] [--rounds 3] [--out FOLDER]
 """
 
 import statistics
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import common
@@ -80,7 +81,7 @@ def compare(base: VideoBase, rounds: int) -> dict[str, Any]:
     }
 
 
-def approximate(device: str) -> dict[str, Any]:
+def approximate(device: str, rounds: int) -> dict[str, Any]:
     """Every option that approximates: its speed as a ratio, and what it changes."""
     chosen = [metric for metric in metrics.for_base("emojiworld") if metric.name in SCORES]
     options = {"exact": ("auto", SampleConfig()), **APPROXIMATE}
@@ -88,21 +89,27 @@ def approximate(device: str) -> dict[str, Any]:
     bases = {dtype: api.load_base("emojiworld", dtype=dtype, device=device) for dtype in named}
     videos: dict[str, list[np.ndarray]] = {name: [] for name in options}
     seconds: dict[str, list[float]] = {name: [] for name in options}
+    made: dict[str, np.ndarray] = {}
+
+    def make(name: str, prompt: str, seed: int) -> None:
+        dtype, config = options[name]
+        made[name] = api.generate(bases[dtype], prompt, seed=seed, config=config).frames
+
     for seed, prompt in enumerate(PROMPTS):
-        for name, (dtype, config) in options.items():
-            begun = common.clock(bases[dtype].device)
-            videos[name].append(api.generate(bases[dtype], prompt, seed=seed, config=config).frames)
-            seconds[name].append(common.clock(bases[dtype].device) - begun)
+        sides = {name: partial(make, name, prompt, seed) for name in options}
+        for name, median in common.turns(sides, bases["auto"].device, rounds=rounds).items():
+            seconds[name].append(median)
+            videos[name].append(made[name])
     table = {}
     for name, made in videos.items():
         pairs = zip(made, videos["exact"], strict=True)
         drift = statistics.mean(abs(ours.astype(float) - other).mean() / 255 for ours, other in pairs)
         samples = [Sample(frames=f, prompt=p, references=()) for f, p in zip(made, PROMPTS, strict=True)]
         table[name] = {
-            "seconds": statistics.median(seconds[name]),
+            "seconds": statistics.mean(seconds[name]),
             "drift": drift,
             **{metric.name: statistics.mean(metric.measure(each) for each in samples) for metric in chosen},
-            "ratio": statistics.median(seconds["exact"]) / statistics.median(seconds[name]),
+            "ratio": statistics.mean(seconds["exact"]) / statistics.mean(seconds[name]),
         }
     return table
 
@@ -114,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = {name: compare(common.load(name, options.device), options.rounds) for name in options.base}
     if "emojiworld" in options.base:
-        results["approximate"] = approximate(options.device)
+        results["approximate"] = approximate(options.device, options.rounds)
     common.write(options.out, "sample", results, options.device)
 
 
