@@ -89,17 +89,17 @@ def approximate(device: str, rounds: int) -> dict[str, Any]:
     bases = {dtype: api.load_base("emojiworld", dtype=dtype, device=device) for dtype in named}
     videos: dict[str, list[np.ndarray]] = {name: [] for name in options}
     seconds: dict[str, list[float]] = {name: [] for name in options}
-    made: dict[str, np.ndarray] = {}
+    latest: dict[str, np.ndarray] = {}
 
     def make(name: str, prompt: str, seed: int) -> None:
         dtype, config = options[name]
-        made[name] = api.generate(bases[dtype], prompt, seed=seed, config=config).frames
+        latest[name] = api.generate(bases[dtype], prompt, seed=seed, config=config).frames
 
     for seed, prompt in enumerate(PROMPTS):
         sides = {name: partial(make, name, prompt, seed) for name in options}
         for name, median in common.turns(sides, bases["auto"].device, rounds=rounds).items():
             seconds[name].append(median)
-            videos[name].append(made[name])
+            videos[name].append(latest[name])
     table = {}
     for name, made in videos.items():
         pairs = zip(made, videos["exact"], strict=True)

@@ -53,8 +53,8 @@ PRESETS: Mapping[str, Mapping[str, bool]] = {
 MARGIN = 1.15
 """Fragments, workspaces and what else an allocator holds, as a factor."""
 CPU_MARGIN = 2.0
-"""The same where the allocator is the C library's, in whose heap blocks of some MiB leave holes: at the size of
-ModelScopeT2V a process was measured to hold 1.5 to 2.1 times what was alive."""
+"""The same where the allocator is the C library's, in whose heap blocks of some MiB leave holes: while something was
+learned at the size of ModelScopeT2V, a process was measured to hold 1.5 to 2.1 times what was alive."""
 LARGE = 2**30
 """Bytes of weights from which on it is worth some seconds to look: smaller bases fit anywhere."""
 _LEARNED = 16

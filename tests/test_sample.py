@@ -1,6 +1,8 @@
 """Sampling: the schedule, guidance, composition, appearance, inversion, against stock code and hand-written loops."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -374,3 +376,13 @@ def test_animatediff_refuses_more_frames_than_it_has_positions():
 
     with pytest.raises(BadInput, match="32 frame positions"):
         sample.generate(bases.load("tiny-animatediff"), "a dog", Composition(), SampleConfig(frames=33), seed=0)
+
+
+def test_concepts_ask_for_examples_that_they_were_learned_with(unet3d: VideoBase):
+    guided, subject = motion(unet3d), identity(unet3d)
+    inverted = replace(subject, meta=replace(subject.meta, sampling=file.Sampling(inversion=0.5)))
+    examples = {"pictures": [Path("0.png"), Path("1.png")], "clips": [Path("0.mp4"), Path("1.mp4")]}
+    assert api.exemplified([subject], **examples) == {}
+    assert api.exemplified([subject, guided], **examples) == {"appearance": Path("0.png")}
+    assert api.exemplified([inverted], **examples) == {"inversion": Path("0.mp4")}
+    assert api.exemplified([guided, inverted]) == {}
